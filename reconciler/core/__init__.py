@@ -1,0 +1,1 @@
+"""Values and decisions. The standard library only: no I/O, no clock, no logging; everything here is pure."""

@@ -1,0 +1,1 @@
+"""Bounded doors to the machine, with no word of the domain."""

@@ -1,0 +1,171 @@
+"""The one way to run a program: an argument list, a clean environment, a time limit, bounded output, and no orphans.
+
+Used by everything that runs `dpkg`, `apt-get`, `podman`, `systemctl` or a hook. Not pure, knows nothing of the domain.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from reconciler.errors import HostError
+
+OUTPUT_LIMIT = 8 << 20
+"""Bytes of standard output kept of one program."""
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_TAIL = 20
+
+
+class ProcessFailed(HostError):
+    """A program ended with another status than 0, was not found, or ran out of time. `status` is None in the last two cases."""
+
+    def __init__(self, message: str, status: int | None = None, output: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.output = output
+
+
+class ProcessTimeout(ProcessFailed):
+    """A program was ended because its time was up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What a program said. `status` is its exit status, negative for a signal."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+def run(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    timeout: float,
+    check: bool = True,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    input: str | None = None,
+    pass_fds: Sequence[int] = (),
+    on_line: Callable[[str], None] | None = None,
+) -> Completed:
+    """Run `argv` for at most `timeout` seconds, in a session of its own; its whole process group ends with it.
+
+    `env` is added to a minimal environment (PATH, HOME, LC_ALL=C.UTF-8). `on_line` hears each line of output as it
+    comes. With `check`, another exit status than 0 raises `ProcessFailed` with the command and its last lines.
+    """
+    arguments = [os.fspath(word) for word in argv]
+    name = " ".join(arguments)
+    environment = {
+        "PATH": os.environ.get("PATH", _PATH),
+        "HOME": os.environ.get("HOME", "/root"),
+        "LC_ALL": "C.UTF-8",
+        **(env or {}),
+    }
+    try:
+        child = subprocess.Popen(
+            arguments,
+            stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=cwd,
+            start_new_session=True,
+            pass_fds=tuple(pass_fds),
+        )
+    except OSError as error:
+        raise ProcessFailed(f"cannot run {name}: {error.strerror or error}") from None
+    out, err = _Collected(on_line), _Collected(on_line)
+    readers = [_reader(child.stdout, out), _reader(child.stderr, err)]
+    try:
+        if input is not None and child.stdin:
+            try:
+                child.stdin.write(input.encode())
+                child.stdin.close()
+            except BrokenPipeError:
+                pass  # the program did not want it all; its exit status tells the rest
+        status = child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        end_group(child)
+        _join(readers)
+        raise ProcessTimeout(
+            f"{name} did not end within {timeout:g} s{_last_lines(out, err)}", None, err.text()
+        ) from None
+    except BaseException:
+        end_group(child)
+        raise
+    _join(readers)
+    if check and status != 0:
+        how = f"was ended by signal {-status}" if status < 0 else f"failed with exit status {status}"
+        raise ProcessFailed(f"{name} {how}{_last_lines(out, err)}", status, err.text() + out.text())
+    return Completed(status, out.text(), err.text())
+
+
+def end_group(child: subprocess.Popen[bytes]) -> None:
+    """End a program and all that it started, at once."""
+    try:
+        os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    child.wait()
+
+
+def exists(program: str, root: Path = Path("/")) -> bool:
+    """Whether `program` is in the usual directories below `root` (or in PATH where `root` is `/`)."""
+    places = os.environ.get("PATH", _PATH) if root == Path("/") else _PATH
+    return any(os.access(root / place.lstrip("/") / program, os.X_OK) for place in places.split(":"))
+
+
+class _Collected:
+    """Output as it comes: the first `OUTPUT_LIMIT` bytes, and always the last lines."""
+
+    def __init__(self, on_line: Callable[[str], None] | None) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._on_line = on_line
+        self.tail: deque[str] = deque(maxlen=_TAIL)
+
+    def take(self, line: bytes) -> None:
+        if self._size < OUTPUT_LIMIT:
+            self._parts.append(line[: OUTPUT_LIMIT - self._size])
+            self._size += len(line)
+        text = line.decode(errors="replace").rstrip("\r\n")
+        if text:
+            self.tail.append(text[:500])
+        if self._on_line:
+            self._on_line(text)
+
+    def text(self) -> str:
+        return b"".join(self._parts).decode(errors="replace")
+
+
+def _reader(stream: IO[bytes] | None, collected: _Collected) -> threading.Thread:
+    def read() -> None:
+        if stream is None:
+            return
+        with stream:
+            while line := stream.readline(64 << 10):
+                collected.take(line)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return thread
+
+
+def _join(readers: Sequence[threading.Thread]) -> None:
+    for reader in readers:
+        # A daemon that the program left behind may hold the pipe open for ever: what has come is enough.
+        reader.join(timeout=2)
+
+
+def _last_lines(out: _Collected, err: _Collected) -> str:
+    lines = list(err.tail) or list(out.tail)
+    return "".join(f"\n    {line}" for line in lines[-_TAIL:])
