@@ -5,6 +5,7 @@ Used by everything that runs `dpkg`, `apt-get`, `podman`, `systemctl` or a hook.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -111,10 +112,8 @@ def run(
 
 def end_group(child: subprocess.Popen[bytes]) -> None:
     """End a program and all that it started, at once."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     child.wait()
 
 
