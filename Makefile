@@ -1,0 +1,60 @@
+# What can be done here. `make` alone prints this list from the comments after `##`.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MADE := $(VENV)/.made
+
+# One file's tests stay on one worker: they share the etcd, registry or agents that the file started.
+PYTEST_ARGS ?= -n 2 --dist loadfile
+BENCH_ARGS ?=
+SOAK_ARGS ?=
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install the system's packages that tests and demo use (as root, with apt-get; otherwise name them)
+	@tools/system-packages
+
+.PHONY: venv
+venv: $(MADE) ## make the virtual environment .venv (made anew when pyproject.toml has changed)
+
+# README.md, LICENSE and schemas/ are part of the package's metadata and content, but the package is installed in place:
+# only pyproject.toml says what is in the environment.
+$(MADE): pyproject.toml tools/make-venv
+	@tools/make-venv "$(PYTHON)" "$(VENV)"
+	@touch $@
+
+.PHONY: test
+test: setup venv ## run all tests but the long ones (what needs a program that is missing is skipped, by name)
+	$(BIN)/python -m pytest -m "not soak" $(PYTEST_ARGS)
+
+.PHONY: demo
+demo: setup venv ## three servers on one machine follow a git repository; under two minutes, leaves nothing behind
+	@$(BIN)/python examples/three-servers/demo.py
+
+.PHONY: lint
+lint: venv ## ruff, mypy, and the layers of the imports
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: bench
+bench: setup venv ## how fast, beside what people use today: prints a table, writes bench.json
+	$(BIN)/python -m bench $(BENCH_ARGS)
+
+.PHONY: soak
+soak: setup venv ## the long tests
+	$(BIN)/python -m pytest -m soak $(SOAK_ARGS)
+
+.PHONY: clean
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build dist bench.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
