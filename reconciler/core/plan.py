@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
 
-from reconciler.core.artifact import Artifact, Key, Known
+from reconciler.core.artifact import OS_IMAGE, Image, Key
+from reconciler.core.change import Change
+from reconciler.core.difference import difference
+from reconciler.core.state import Desired, RebootPolicy, Recorded, ServerGroup
+from reconciler.errors import Refused
 
-Action = Literal["install", "upgrade", "downgrade", "replace", "record", "remove"]
 Effect = Literal["fetch", "acquire", "hook", "warn", "stop", "change", "reboot", "health", "release"]
-Reason = Literal[
-    "not_recorded",
-    "version_changed",
-    "source_changed",
-    "digest_changed",
-    "definition_changed",
-    "found_on_host",
-    "not_desired",
-    "interrupted",
-    "missing_on_host",
-    "differs_on_host",
-    "unexpected_on_host",
-]
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One artifact that differs between two states. `fields` names what differs, `restart`/`reboot` what it takes."""
-
-    key: Key
-    action: Action
-    before: Artifact | Known | None
-    after: Artifact | Known | None
-    reason: Reason
-    fields: tuple[str, ...] = ()
-    restart: bool = False
-    reboot: bool = False
-    pinned: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +37,206 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one server does, in the order of execution. Equal inputs give equal plans."""
+    """What one server does, in the order of execution. Equal inputs give equal plans. `reboot` holds the rules of its group."""
 
     lrn: int
     group: str
     wave: int
     changes: tuple[Change, ...] = ()
     steps: tuple[Step, ...] = ()
+    reboot: RebootPolicy = RebootPolicy()
+
+    def steps_of(self, phase: str) -> tuple[Step, ...]:
+        return tuple(step for step in self.steps if step.phase == phase)
+
+
+LAST = ("etcd", "reconciler")
+"""Names that come last in their phase: the etcd that the agents use, and after it the agent itself."""
+
+
+def make_plan(
+    desired: Desired,
+    recorded: Recorded,
+    lrn: int,
+    *,
+    observed: frozenset[Key] = frozenset(),
+    interrupted: frozenset[Key] = frozenset(),
+    begun: frozenset[str] = frozenset(),
+    wave: int = 1,
+) -> Plan:
+    """The plan that takes server `lrn` from what is recorded to what is desired.
+
+    `observed` are the artifacts that the host already has as desired (they are only recorded), `interrupted` those
+    whose last change was begun and not settled, `begun` the ids of the steps that have a record in the rollout that
+    the plan is for: what has begun stays in the plan until its last step, though it is recorded by then.
+
+    Raises `Refused` where more would be removed than the revision's `maxRemovals`.
+    """
+    group = desired.group_of(lrn)
+    before = {key: installed.artifact for key, installed in recorded.items()}
+    after = desired.artifacts_of(lrn)
+    found = [
+        _as_found(change, observed, begun) for change in difference(before, after, interrupted=interrupted)
+    ]
+    changes = [
+        _with_reboot(change, group) for change in found if desired.policy.prune or change.action != "remove"
+    ]
+    removals = [change.key.subject for change in changes if change.action == "remove"]
+    if len(removals) > desired.policy.max_removals:
+        raise Refused(
+            f"cannot plan server {lrn} for {desired.revision.id[:12]}: it would remove {len(removals)} artifacts "
+            f"({', '.join(removals)}), and maxRemovals is {desired.policy.max_removals}: raise it in the "
+            "RolloutPolicy if this is meant"
+        )
+    planned = {change.key for change in changes}
+    resumed = [
+        Change(key, "record", artifact, artifact, "interrupted")
+        for key, artifact in after.items()
+        if key not in planned and any(_subject_of(step) == key.subject for step in begun)
+    ]
+    steps = _steps([*changes, *resumed], begun, group)
+    return Plan(lrn, group.name, wave, tuple(changes), steps, group.reboot)
+
+
+def _as_found(change: Change, observed: frozenset[Key], begun: frozenset[str]) -> Change:
+    """A change that the host shows as made already is only recorded; one that has begun goes its way to the end."""
+    if change.key not in observed or change.action == "remove":
+        return change
+    if any(_subject_of(step) == change.key.subject and not step.startswith("prefetch:") for step in begun):
+        return change
+    return replace(change, action="record", reason="found_on_host", restart=False)
+
+
+def _with_reboot(change: Change, group: ServerGroup) -> Change:
+    if change.key != OS_IMAGE or change.action in ("record", "remove"):
+        return change
+    return replace(change, reboot=group.os_image.reboot)
+
+
+def _steps(changes: Iterable[Change], begun: frozenset[str], group: ServerGroup) -> tuple[Step, ...]:
+    changes = list(changes)
+    images = _in_order([change for change in changes if change.key.kind == "image"])
+    debs = sorted((change for change in changes if change.key.kind == "deb"), key=_deb_order)
+    os_images = [change for change in changes if change.key.kind == "os-image"]
+    steps = [
+        Step("prefetch", change.key, "fetch", change=change) for change in changes if _needs_fetch(change)
+    ]
+    fetched = {step.subject: step.id for step in steps}
+
+    def needs(change: Change) -> tuple[str, ...]:
+        return (fetched[change.key],) if change.key in fetched else ()
+
+    steps += [Step("debs", change.key, "change", needs=needs(change), change=change) for change in debs]
+    stops = [
+        Step("stop", change.key, "stop", needs=needs(change), change=change)
+        for change in images
+        if _stops(change, begun)
+    ]
+    steps += stops
+    stopped = {step.subject: step.id for step in stops}
+    last: dict[str, str] = {}
+    for change in images:
+        before = [*needs(change), *([stopped[change.key]] if change.key in stopped else [])]
+        before += [last[name] for name in _after(change) if name in last]
+        chain = _chain(_container_steps(change, begun), tuple(before))
+        last[change.key.name] = chain[-1].id
+        steps += chain
+    steps += [
+        Step("os-image", change.key, "change", needs=needs(change), change=change) for change in os_images
+    ]
+    steps += _chain(_reboot_steps(group.reboot), ())
+    steps.append(Step("verify", None, "health"))
+    return tuple(steps)
+
+
+def _needs_fetch(change: Change) -> bool:
+    match change.action:
+        case "install" | "upgrade" | "downgrade":
+            return True
+        case "replace":
+            return change.reason != "definition_changed"
+        case "record" | "remove":
+            return False
+        case _:
+            assert_never(change.action)
+
+
+def _deb_order(change: Change) -> tuple[bool, int, str]:
+    """Removals last: while they are still to come, nothing that a new package takes over is missing."""
+    return (change.action == "remove", _last(change.key.name), change.key.name)
+
+
+def _last(name: str) -> int:
+    return LAST.index(name) + 1 if name in LAST else 0
+
+
+def _in_order(changes: list[Change]) -> list[Change]:
+    """Images in the order in which they change: removals first (they may hold a port), `after` kept, `LAST` last, else by name."""
+    waiting = sorted(
+        changes, key=lambda change: (change.action != "remove", _last(change.key.name), change.key.name)
+    )
+    ordered: list[Change] = []
+    while waiting:
+        names = {change.key.name for change in waiting}
+        # The names form no cycle (wire/desired refuses one), so there is always one that waits for nobody.
+        chosen = next((c for c in waiting if not names & (set(_after(c)) - {c.key.name})), waiting[0])
+        waiting.remove(chosen)
+        ordered.append(chosen)
+    return ordered
+
+
+def _after(change: Change) -> tuple[str, ...]:
+    artifact = change.after
+    return artifact.container.after if isinstance(artifact, Image) and artifact.container else ()
+
+
+def _stops(change: Change, begun: frozenset[str]) -> bool:
+    artifact = change.after
+    if not (isinstance(artifact, Image) and artifact.container and artifact.container.update == "stop-all"):
+        return False
+    return change.restart or f"stop:{change.key.subject}:stop" in begun
+
+
+def _container_steps(change: Change, begun: frozenset[str]) -> list[Step]:
+    phase, key, artifact = "containers", change.key, change.after
+    made = Step(phase, key, "change", change=change)
+    if change.action == "remove" or not (isinstance(artifact, Image) and artifact.container):
+        return [made]
+    if change.action == "record" and change.reason == "found_on_host":
+        return [made]
+    acquire = Step(phase, key, "acquire", change=change)
+    hooks = [
+        Step(phase, key, "hook", "started", index, change=change, hook=name)
+        for index, name in enumerate(artifact.container.started)
+    ]
+    steps = [made, *hooks, Step(phase, key, "health", change=change)]
+    if acquire.id in begun or (change.restart and artifact.container.update == "rolling"):
+        return [acquire, *steps, Step(phase, key, "release", change=change)]
+    return steps
+
+
+def _reboot_steps(rules: RebootPolicy) -> list[Step]:
+    """In every plan whose servers we may reboot; `advance` skips them where nothing asks for a reboot."""
+    if rules.strategy == "off":
+        return []
+    before = [
+        Step("reboot", None, "hook", "before", index, hook=name) for index, name in enumerate(rules.before)
+    ]
+    after = [
+        Step("reboot", None, "hook", "after", index, hook=name) for index, name in enumerate(rules.after)
+    ]
+    warn = [Step("reboot", None, "warn")] if rules.warn else []
+    steps = [*before, *warn, Step("reboot", None, "reboot"), *after, Step("reboot", None, "health")]
+    if rules.strategy == "reboot":
+        return steps
+    return [Step("reboot", None, "acquire"), *steps, Step("reboot", None, "release")]
+
+
+def _chain(steps: list[Step], first: tuple[str, ...]) -> list[Step]:
+    """Each step needs the one before it; the first needs `first`."""
+    needs = [first, *((step.id,) for step in steps[:-1])]
+    return [replace(step, needs=need) for step, need in zip(steps, needs, strict=True)]
+
+
+def _subject_of(step_id: str) -> str:
+    return step_id.split(":", 2)[1]
