@@ -21,6 +21,14 @@ class Key(NamedTuple):
         """The key as a step's id has it: `image/etcd`, `deb/chrony`, `os-image`."""
         return self.kind if self.kind == "os-image" else f"{self.kind}/{self.name}"
 
+    @classmethod
+    def of_subject(cls, subject: str) -> Key | None:
+        """The key that `subject` names; None for the host itself, or for what is no subject."""
+        if subject == "os-image":
+            return OS_IMAGE
+        kind, _, name = subject.partition("/")
+        return next((cls(known, name) for known in KINDS if known == kind and name), None)
+
 
 OS_IMAGE = Key("os-image", "os-image")
 

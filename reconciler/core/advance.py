@@ -1,0 +1,362 @@
+"""What one server does next, decided from its plan and one view of etcd. Pure; called by its agent.
+
+Three things come before the next step of the open phase: what an older rollout left unsettled, what this rollout
+has taken down and must bring back up (closing steps run after a stop as well), and entering the rollout. Coming
+back after a crash is no case of its own: the records say what has begun, and the host is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from reconciler.core.artifact import OS_IMAGE, Key
+from reconciler.core.plan import Plan, Step
+from reconciler.core.state import (
+    ABORTED,
+    COMPLETE,
+    PLAN_FORMAT,
+    PREFETCH_WAVE,
+    RUNNING,
+    Now,
+    Rollout,
+    Server,
+    ServerStatus,
+    StepRecord,
+)
+from reconciler.core.window import is_open, next_opening
+
+
+@dataclass(frozen=True, slots=True)
+class Perform:
+    """Perform `step`. A closing step is guarded by the holder's record and not by the open phase."""
+
+    step: Step
+    rollout: str
+    closing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBack:
+    """Give the slot back, and delete the records of `steps` (those from `acquire` on), in one transaction."""
+
+    rollout: str
+    steps: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Look at the host, change nothing, and record what `record`'s step did."""
+
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Post `status` for this server."""
+
+    status: ServerStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing to do now, and why. `for_seconds` is when the answer may change by time alone; None when only news can change it."""
+
+    reason: str
+    waiting: Literal["window", "slot"] | None = None
+    for_seconds: float | None = None
+
+
+Move = Perform | TurnBack | Settle | Report | Wait
+
+_LOOKED_AT = ("change", "stop", "fetch")
+"""Effects whose outcome a look at the host shows."""
+
+
+def advance(plan: Plan, server: Server, now: Now) -> Move:
+    """The server's next move. `plan` is made for the rollout that is in `server`, or for the newest desired state without one."""
+    if server.neco_at_work:
+        return Wait(
+            f"a Neco updater or worker is at work ({server.neco_at_work}): stop it, then `reconcile adopt`"
+        )
+    rollout = server.rollout
+    current = rollout.id if rollout else ""
+    for other in sorted({record.rollout for record in server.steps.values()} - {current}):
+        move = _bring_back(plan, server, other)
+        if move:
+            return move
+    if rollout is None:
+        return Wait("there is no rollout")
+    if not _is_active(server, rollout):
+        return _bring_back(plan, server, current) or Wait(_why_inactive(server, rollout))
+    if rollout.plan_format is None or rollout.plan_format > PLAN_FORMAT:
+        return Wait(
+            f"the rollout's plan format {rollout.plan_format} is newer than this program's {PLAN_FORMAT}"
+        )
+    status = server.status if server.status and server.status.rollout == rollout.id else None
+    if status is None:
+        return Report(ServerStatus(rollout.version, rollout.id, 1, RUNNING, "entered the rollout"))
+    if status.cond == ABORTED:
+        return _bring_back(plan, server, current) or Wait(f"failed in this rollout: {status.message}")
+    if status.cond == COMPLETE:
+        return Wait("this server is complete")
+    return _in_phase(plan, server, rollout, status, now)
+
+
+def _is_active(server: Server, rollout: Rollout) -> bool:
+    """Whether steps other than closing ones may begin: what the fence of *begin* compares, seen beforehand."""
+    return (
+        rollout.unfinished
+        and not rollout.stop
+        and server.phase is not None
+        and server.phase.rollout == rollout.id
+        and server.lrn in rollout.servers
+        and server.lrn not in rollout.out
+        and server.disabled is None
+        and not (server.machine and server.machine.removed)
+    )
+
+
+def _why_inactive(server: Server, rollout: Rollout) -> str:
+    if rollout.outcome is not None:
+        return "there is no rollout: the last one has finished"
+    if rollout.stop:
+        return f"the rollout was stopped by {rollout.stopped_by or 'somebody'}"
+    if server.lrn not in rollout.servers:
+        return "this server was added after the rollout opened: it waits for the next one"
+    if server.lrn in rollout.out:
+        return f"left out of this rollout: {rollout.out[server.lrn]}"
+    if server.disabled:
+        return f"disabled by {server.disabled.who}: {server.disabled.why}"
+    if server.machine and server.machine.removed:
+        return "this server was removed: `reconcile server add` brings it back"
+    return "the rollout has failed: no phase is open"
+
+
+# --- the open phase -------------------------------------------------------------------------------------------------
+
+
+def _in_phase(plan: Plan, server: Server, rollout: Rollout, status: ServerStatus, now: Now) -> Move:
+    phase = server.phase
+    wave = PREFETCH_WAVE if status.step == 1 else rollout.wave_of(server.lrn)
+    if phase is None or (phase.wave, phase.phase) != (wave, status.step):
+        return _tell(status, Wait(f"waiting for the other servers before {_name(rollout, status.step)}"))
+    name = _name(rollout, status.step)
+    records = records_of(server, rollout.id)
+    for step in plan.steps_of(name):
+        record = records.get(step.id)
+        if record and record.state == "done":
+            continue
+        if _is_skipped(step, plan, server, records):
+            continue
+        if record and record.state == "failed":
+            return Report(_aborted(status, record))
+        turned = _turn_back(step, plan, server, records, now)
+        if turned:
+            return turned
+        return _begin(step, plan, server, status, now)
+    if status.step == len(rollout.phases):
+        return Report(_status(status, cond=COMPLETE, message="complete"))
+    return Report(_status(status, step=status.step + 1, message=f"{name} is done"))
+
+
+def _begin(step: Step, plan: Plan, server: Server, status: ServerStatus, now: Now) -> Move:
+    rules = plan.reboot
+    takes_down = step.effect == "acquire" or (
+        step.id == _first_reboot_step(plan) and rules.strategy == "reboot"
+    )
+    if takes_down and not is_open(rules.windows, rules.timezone, now.wall):
+        opening = next_opening(rules.windows, rules.timezone, now.wall)
+        until = opening - now.wall if opening is not None else None
+        return _tell(status, Wait("waiting for the window", "window", until))
+    return Perform(step, status.rollout, is_closing(step, plan))
+
+
+def _first_reboot_step(plan: Plan) -> str | None:
+    return next((step.id for step in plan.steps_of("reboot")), None)
+
+
+def is_closing(step: Step, plan: Plan) -> bool:
+    """Whether `step` brings a server back up: `after` hooks, and health and release where a slot or a reboot came before."""
+    if step.effect == "release" or (step.effect == "hook" and step.list == "after"):
+        return True
+    if step.effect != "health" or step.phase == "verify":
+        return False
+    taken = {other.effect for other in plan.steps if _chain_of(other.id) == _chain_of(step.id)}
+    return bool(taken & {"acquire", "reboot"})
+
+
+def _is_skipped(step: Step, plan: Plan, server: Server, records: Mapping[str, StepRecord]) -> bool:
+    """A reboot that neither the OS nor the sentinel asks for, and that has not begun."""
+    if step.phase != "reboot" or any(_chain_of(begun) == "reboot:host" for begun in records):
+        return False
+    return not (server.reboot_required or _os_waits_for_boot(plan, server))
+
+
+def _os_waits_for_boot(plan: Plan, server: Server) -> bool:
+    change = next((change for change in plan.changes if change.key == OS_IMAGE and change.reboot), None)
+    if change is None or change.after is None:
+        return False
+    installed = server.recorded.get(OS_IMAGE)
+    return installed is None or installed.version != change.after.version
+
+
+def _tell(status: ServerStatus, wait: Wait) -> Move:
+    """Wait, after having posted what is waited for."""
+    if status.waiting == wait.waiting:
+        return wait
+    return Report(_status(status, message=wait.reason, waiting=wait.waiting))
+
+
+def _status(
+    status: ServerStatus,
+    *,
+    step: int | None = None,
+    cond: int = RUNNING,
+    message: str,
+    waiting: Literal["window", "slot"] | None = None,
+) -> ServerStatus:
+    return ServerStatus(
+        status.version,
+        status.rollout,
+        step or status.step,
+        cond,
+        message,
+        waiting,
+        status.mod_revision,
+        status.extra,
+    )
+
+
+def _aborted(status: ServerStatus, record: StepRecord) -> ServerStatus:
+    return _status(status, cond=ABORTED, message=f"{record.id}: {record.message}")
+
+
+# --- what takes a server down ---------------------------------------------------------------------------------------
+
+
+def _turn_back(
+    step: Step, plan: Plan, server: Server, records: Mapping[str, StepRecord], now: Now
+) -> Perform | TurnBack | None:
+    """Between `acquire` and what takes the server down: look at window and slot; if they forbid it, turn back."""
+    chain = _chain_of(step.id)
+    mine = {id: record for id, record in records.items() if _chain_of(id) == chain}
+    if not any(_effect_of(id) == "acquire" for id in mine) or _is_down(chain, mine, server):
+        return None
+    rules = plan.reboot
+    if any(record.state == "running" and _effect_of(id) == "acquire" for id, record in mine.items()):
+        return None
+    if _holds(server) and is_open(rules.windows, rules.timezone, now.wall) and not _is_turning(mine):
+        return None
+    reason = "the slot is lost" if not _holds(server) else "the window has closed"
+    return _way_back(plan, chain, mine, next(iter(mine.values())).rollout, reason)
+
+
+def _is_turning(records: Mapping[str, StepRecord]) -> bool:
+    """Once an `after` hook has begun on a server that is not down, the way back is gone to its end."""
+    return any(":hook:after:" in id for id in records)
+
+
+def _way_back(
+    plan: Plan, chain: str, records: Mapping[str, StepRecord], rollout: str, reason: str
+) -> Perform | TurnBack:
+    if any(":hook:before:" in id for id in records):
+        for step in plan.steps:
+            if _chain_of(step.id) == chain and step.list == "after" and not _is_done(records, step.id):
+                return Perform(step, rollout, closing=True)
+    return TurnBack(rollout, tuple(sorted(records)), reason)
+
+
+def _is_down(chain: str, records: Mapping[str, StepRecord], server: Server) -> bool:
+    """Whether what takes the server down may have happened: the reboot (another boot id shows it), or the change."""
+    for id, record in records.items():
+        if chain == "reboot:host" and _effect_of(id) == "reboot":
+            return record.state != "running" or record.boot_id != server.boot_id
+        if chain != "reboot:host" and _effect_of(id) == "change":
+            return True
+    return False
+
+
+def _bring_back(plan: Plan, server: Server, rollout: str) -> Move | None:
+    """What is left to do for a rollout that this server may no longer go on with: settle what ran, bring back what is down."""
+    records = records_of(server, rollout)
+    for record in records.values():
+        if record.state == "running" and _effect_of(record.id) in _LOOKED_AT:
+            return Settle(record)
+    for chain in sorted({_chain_of(id) for id in records}):
+        mine = {id: record for id, record in records.items() if _chain_of(id) == chain}
+        move = _close(plan, server, chain, mine, rollout)
+        if move:
+            return move
+    return None
+
+
+def _close(
+    plan: Plan, server: Server, chain: str, records: Mapping[str, StepRecord], rollout: str
+) -> Perform | TurnBack | None:
+    effects = {_effect_of(id) for id in records}
+    if not effects & {"acquire", "reboot"} or _ended(records):
+        return None
+    if not _is_down(chain, records, server):
+        return _way_back(plan, chain, records, rollout, "the rollout does not go on")
+    for step in _closing_steps(plan, chain, records):
+        record = records.get(step.id)
+        if record and record.state == "failed":
+            return None
+        if not _is_done(records, step.id):
+            return Perform(step, rollout, closing=True)
+    return None
+
+
+def _ended(records: Mapping[str, StepRecord]) -> bool:
+    """A chain has ended when its slot is released; one that holds no slot, when its health is known."""
+    if any(_effect_of(id) == "acquire" for id in records):
+        return any(_effect_of(id) == "release" and record.state == "done" for id, record in records.items())
+    return any(_effect_of(id) == "health" and record.state != "running" for id, record in records.items())
+
+
+def _closing_steps(plan: Plan, chain: str, records: Mapping[str, StepRecord]) -> Iterable[Step]:
+    """The closing steps of a chain: as the plan has them, or, where an older rollout's is no longer in it, made anew."""
+    planned = [step for step in plan.steps if _chain_of(step.id) == chain and _closes(step)]
+    if not planned:
+        phase, _, subject = chain.partition(":")
+        key = Key.of_subject(subject)
+        planned = [Step(phase, key, "health"), Step(phase, key, "release")]
+    slot = any(_effect_of(id) == "acquire" for id in records)
+    return [step for step in planned if slot or step.effect != "release"]
+
+
+def _closes(step: Step) -> bool:
+    return step.effect in ("reboot", "health", "release") or step.list == "after"
+
+
+# --- records --------------------------------------------------------------------------------------------------------
+
+
+def records_of(server: Server, rollout: str) -> dict[str, StepRecord]:
+    """The step records of one rollout, by id, sorted: those of others count for nothing in it."""
+    return {id: record for id, record in sorted(server.steps.items()) if record.rollout == rollout}
+
+
+def _holds(server: Server) -> bool:
+    owner = (server.machine_id, "agent", server.lrn)
+    return bool(server.lock) and any(holder.owner == owner for holder in server.lock.holders)
+
+
+def _is_done(records: Mapping[str, StepRecord], id: str) -> bool:
+    return id in records and records[id].state == "done"
+
+
+def _chain_of(id: str) -> str:
+    """`<phase>:<subject>`: the steps of one subject in one phase, of which each needs the one before."""
+    return ":".join(id.split(":", 2)[:2])
+
+
+def _effect_of(id: str) -> str:
+    return id.split(":")[2]
+
+
+def _name(rollout: Rollout, phase: int) -> str:
+    return rollout.phases[phase - 1]
