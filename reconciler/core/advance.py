@@ -38,6 +38,14 @@ class Perform:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """Perform these `fetch` steps side by side: nothing on the host changes by them."""
+
+    steps: tuple[Step, ...]
+    rollout: str
+
+
+@dataclass(frozen=True, slots=True)
 class TurnBack:
     """Give the slot back, and delete the records of `steps` (those from `acquire` on), in one transaction."""
 
@@ -69,7 +77,7 @@ class Wait:
     for_seconds: float | None = None
 
 
-Move = Perform | TurnBack | Settle | Report | Wait
+Move = Perform | Fetch | TurnBack | Settle | Report | Wait
 
 _LOOKED_AT = ("change", "stop", "fetch")
 """Effects whose outcome a look at the host shows."""
@@ -153,13 +161,17 @@ def _in_phase(plan: Plan, server: Server, rollout: Rollout, status: ServerStatus
             continue
         if record and record.state == "failed":
             return Report(_aborted(status, record))
-        turned = _turn_back(step, plan, server, records, now)
-        if turned:
-            return turned
-        return _begin(step, plan, server, status, now)
+        if step.effect == "fetch":
+            left = [other for other in plan.steps_of(name) if _may_fetch(other, records)]
+            return Fetch(tuple(left), rollout.id)
+        return _turn_back(step, plan, server, records, now) or _begin(step, plan, server, status, now)
     if status.step == len(rollout.phases):
         return Report(_status(status, cond=COMPLETE, message="complete"))
     return Report(_status(status, step=status.step + 1, message=f"{name} is done"))
+
+
+def _may_fetch(step: Step, records: Mapping[str, StepRecord]) -> bool:
+    return step.effect == "fetch" and (step.id not in records or records[step.id].state == "running")
 
 
 def _begin(step: Step, plan: Plan, server: Server, status: ServerStatus, now: Now) -> Move:
@@ -246,11 +258,11 @@ def _turn_back(
     if not any(_effect_of(id) == "acquire" for id in mine) or _is_down(chain, mine, server):
         return None
     rules = plan.reboot
-    if any(record.state == "running" and _effect_of(id) == "acquire" for id, record in mine.items()):
+    in_line = any(record.state == "running" and _effect_of(id) == "acquire" for id, record in mine.items())
+    opened = is_open(rules.windows, rules.timezone, now.wall)
+    if opened and not _is_turning(mine) and (in_line or _holds(server)):
         return None
-    if _holds(server) and is_open(rules.windows, rules.timezone, now.wall) and not _is_turning(mine):
-        return None
-    reason = "the slot is lost" if not _holds(server) else "the window has closed"
+    reason = "the window has closed" if not opened else "the slot is lost"
     return _way_back(plan, chain, mine, next(iter(mine.values())).rollout, reason)
 
 
@@ -335,6 +347,19 @@ def _closes(step: Step) -> bool:
 # --- records --------------------------------------------------------------------------------------------------------
 
 
+def interrupted(server: Server) -> frozenset[Key]:
+    """Artifacts whose change an older rollout began and did not end: they are planned though recorded equals desired."""
+    current = server.rollout.id if server.rollout else ""
+    keys = (
+        Key.of_subject(id.split(":", 2)[1])
+        for id, record in server.steps.items()
+        if record.rollout != current
+        and record.state != "done"
+        and _effect_of(id) in ("change", "stop", "health")
+    )
+    return frozenset(key for key in keys if key)
+
+
 def records_of(server: Server, rollout: str) -> dict[str, StepRecord]:
     """The step records of one rollout, by id, sorted: those of others count for nothing in it."""
     return {id: record for id, record in sorted(server.steps.items()) if record.rollout == rollout}
@@ -342,7 +367,7 @@ def records_of(server: Server, rollout: str) -> dict[str, StepRecord]:
 
 def _holds(server: Server) -> bool:
     owner = (server.machine_id, "agent", server.lrn)
-    return bool(server.lock) and any(holder.owner == owner for holder in server.lock.holders)
+    return server.lock is not None and any(holder.owner == owner for holder in server.lock.holders)
 
 
 def _is_done(records: Mapping[str, StepRecord], id: str) -> bool:

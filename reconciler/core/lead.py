@@ -305,7 +305,7 @@ def _differs(desired: Desired, fleet: Fleet, servers: tuple[int, ...]) -> bool:
         changes = difference(before, desired.artifacts_of(lrn))
         if any(desired.policy.prune or change.action != "remove" for change in changes):
             return True
-        if any(record.state != "done" for record in fleet.steps.get(lrn, {}).values()):
+        if any(record.state != "done" and ":change" in id for id, record in fleet.steps.get(lrn, {}).items()):
             return True
     return False
 
