@@ -1,0 +1,67 @@
+"""What wakes a loop before its time: etcd's watches, a webhook, a signal, and a local repository's changes by `watchfiles`."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+
+class Wake:
+    """A bell that anybody may ring and one loop waits for. A hundred rings before it looks are one."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait until it is rung, or for `seconds`; whether it was rung."""
+        rung = self._event.wait(seconds)
+        self._event.clear()
+        return rung
+
+
+def watch_paths(paths: list[Path], wake: Wake, stop: threading.Event) -> threading.Thread:
+    """Ring `wake` whenever something below one of `paths` (directories) changes, until `stop` is set."""
+
+    def watch() -> None:
+        # Imported here: only an agent that follows something local needs it.
+        from watchfiles import watch as changes
+
+        try:
+            for _ in changes(
+                *paths, watch_filter=None, stop_event=stop, debounce=50, step=10, raise_interrupt=False
+            ):
+                wake.ring()
+        except (OSError, RuntimeError) as error:
+            log.warning(
+                "cannot watch %s (%s): changes are found at the next poll", ", ".join(map(str, paths)), error
+            )
+
+    thread = threading.Thread(target=watch, name="watch-paths", daemon=True)
+    thread.start()
+    return thread
+
+
+def local_paths(repo: str) -> list[Path]:
+    """The directories in which a push or commit to the local repository (or a change of the plain directory) `repo` shows.
+
+    Empty for a remote one, which has to be polled.
+    """
+    root = Path(repo)
+    if "://" in repo or not root.is_dir():
+        root = Path(repo.removeprefix("file://"))
+        if not repo.startswith("file://") or not root.is_dir():
+            return []
+    git = root / ".git"
+    if git.is_file():
+        git = (root / git.read_text(errors="replace").removeprefix("gitdir:").strip()).resolve()
+    for directory in (git, root):
+        if (directory / "HEAD").is_file() and (directory / "refs").is_dir():
+            # The directory itself holds HEAD and packed-refs; a push to a bare repository writes below refs.
+            return [directory / "refs"]
+    return [root]
