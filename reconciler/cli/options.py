@@ -228,8 +228,10 @@ class Options:
 
     @property
     def remote(self) -> bool:
-        """Whether the desired state comes over the network: a URL other than `file://`, or `host:path` as git takes it."""
-        return is_remote(self.repo)
+        """Whether the desired state comes over the network."""
+        from reconciler.desired.source import is_url
+
+        return is_url(self.repo) and not self.repo.startswith("file://")
 
     def with_settings(self, settings: Settings) -> Options:
         """With the fleet's settings from etcd for what neither flag, environment nor file says."""
@@ -339,14 +341,9 @@ def nearest(word: str, known: list[str]) -> str:
 
 def hide_password(text: str) -> str:
     """`text` without the password of a URL in it."""
-    return re.sub(r"(://[^/@:\s]*):[^/@\s]*@", r"\1:***@", text)
+    from reconciler.desired.source import masked
 
-
-def is_remote(repo: str) -> bool:
-    """Whether git would go over the network for `repo`. `host:path` is a remote one, unless that very path exists."""
-    if "://" in repo:
-        return not repo.startswith("file://")
-    return bool(re.match(r"[^/]+:", repo)) and not Path(repo).exists()
+    return masked(text)
 
 
 def _named(row: Option, origin: str) -> str:

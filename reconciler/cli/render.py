@@ -102,7 +102,7 @@ def inside(change: Change) -> list[str]:
 
 
 def artifact_fields(artifact: Artifact | Known | None) -> Mapping[str, Any]:
-    from reconciler.wire.records import artifact_json
+    from reconciler.wire.artifact import artifact_json
 
     return {} if artifact is None else artifact_json(artifact)
 
@@ -111,7 +111,7 @@ def differing(before: Any, after: Any) -> list[str]:
     """`container.args[1]: "a" → "b"` for each place where two values (or frozen dataclasses) differ, in order of place."""
     from deepdiff import DeepDiff
 
-    tree = DeepDiff(_plain_value(before), _plain_value(after), view="tree", verbose_level=2)
+    tree = DeepDiff(_plain_value(before), _plain_value(after), view="tree", threshold_to_diff_deeper=0)
     found: list[tuple[str, str]] = []
     for kind, entries in tree.items():
         for entry in entries:
@@ -207,9 +207,13 @@ def _notes(change: Change, rules: RebootPolicy) -> str:
 
 
 def _restart_text(change: Change, rules: RebootPolicy) -> str:
-    artifact = change.after
-    update = artifact.container.update if isinstance(artifact, Image) and artifact.container else "rolling"
+    update = _update(change)
     return f"lock {rules.lock_group}" if update == "rolling" else update
+
+
+def _update(change: Change) -> str:
+    artifact = change.after
+    return artifact.container.update if isinstance(artifact, Image) and artifact.container else "rolling"
 
 
 Together = tuple[tuple[str, int, tuple[Change, ...], RebootPolicy], tuple[int, ...]]
@@ -263,15 +267,24 @@ def at_most_down(plans: Sequence[Plan], slots: Mapping[str, int]) -> int:
     locked: dict[str, int] = {}
     free: dict[int, int] = {}
     for plan in plans:
-        reboots = any(change.reboot for change in plan.changes) and plan.reboot.strategy != "off"
-        if reboots and plan.reboot.strategy == "reboot":
+        if _goes_down_freely(plan):
             free[plan.wave] = free.get(plan.wave, 0) + 1
-        elif reboots or any(change.restart for change in plan.changes):
+        elif any(
+            change.restart or (change.reboot and plan.reboot.strategy != "off") for change in plan.changes
+        ):
             locked[plan.reboot.lock_group] = locked.get(plan.reboot.lock_group, 0) + 1
     maxima = {plan.reboot.lock_group: plan.reboot.slots for plan in plans if plan.reboot.slots is not None}
     allowed = {**slots, **maxima}
     held = sum(min(number, allowed.get(group, 1)) for group, number in locked.items())
     return held + max(free.values(), default=0)
+
+
+def _goes_down_freely(plan: Plan) -> bool:
+    """Whether something in the plan is down without a slot: a reboot without the lock, a restart that is not rolling."""
+    return any(
+        (change.reboot and plan.reboot.strategy == "reboot") or (change.restart and _update(change) != "rolling")
+        for change in plan.changes
+    )
 
 
 def _plain_value(value: Any) -> Any:
