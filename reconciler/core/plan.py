@@ -234,7 +234,7 @@ def _reboot_steps(rules: RebootPolicy) -> list[Step]:
 
 def _chain(steps: list[Step], first: tuple[str, ...]) -> list[Step]:
     """Each step needs the one before it; the first needs `first`."""
-    needs = [first, *((step.id,) for step in steps[:-1])]
+    needs = [first, *((step.id,) for step in steps)][: len(steps)]
     return [replace(step, needs=need) for step, need in zip(steps, needs, strict=True)]
 
 
