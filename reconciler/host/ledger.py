@@ -155,8 +155,12 @@ def _decode(data: bytes, path: str) -> dict[Key, Entry]:
     fields = Fields(decode(data, path), path)
     if (found := fields.integer("format")) != FORMAT:
         fields.wrong("format", f"is {shown(found)}, and this program reads {FORMAT}")
-    entries = [_entry(item) for item in fields.objects("entries")]
+    entries = [_entry_with_previous(item) for item in fields.objects("entries")]
     return {entry.key: entry for entry in sorted(entries, key=lambda entry: entry.key)}
+
+
+def _entry_with_previous(fields: Fields) -> Entry:
+    return replace(_entry(fields), previous=tuple(_entry(older) for older in fields.objects("previous")))
 
 
 def _entry(fields: Fields) -> Entry:
@@ -172,7 +176,6 @@ def _entry(fields: Fields) -> Entry:
         digest=fields.text("digest", ""),
         file=fields.text("file", ""),
         origin=_origin(fields.one_of("origin", _ORIGINS, "installed")),
-        previous=tuple(_entry(older) for older in fields.objects("previous")),
     )
 
 
