@@ -7,6 +7,7 @@ either, and this costs no dependency. Messages show an address without its user,
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import fcntl
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from reconciler.errors import HostError, ReconcilerError, Unavailable, Unfetchable
 
@@ -384,9 +385,9 @@ class _Request:
         timer.start()
         try:
             with self._explained():
-                request = urllib.request.Request(  # noqa: S310 - the scheme was looked at above
-                    self.url, method=method, headers={"User-Agent": AGENT, **self.headers, **(extra or {})}
-                )
+                url, login = _login(self.url)
+                headers = {"User-Agent": AGENT, **login, **self.headers, **(extra or {})}
+                request = urllib.request.Request(url, method=method, headers=headers)  # noqa: S310 - looked at above
                 response = _opener(self.proxy, sockets).open(request, timeout=self._limit())
             with contextlib.closing(response):
                 yield (
@@ -423,10 +424,10 @@ def _reason(error: BaseException) -> str:
             return f"its certificate is not trusted: {cause.verify_message}"
         case socket.gaierror():
             return f"the host's name is not known: {cause.strerror}"
-        case OSError():
-            return cause.strerror or type(cause).__name__
         case http.client.IncompleteRead() | http.client.RemoteDisconnected():
             return "the connection was closed in the middle"
+        case OSError():
+            return cause.strerror or type(cause).__name__
         case http.client.HTTPException():
             return f"the answer is no HTTP ({type(cause).__name__})"
         case _:
@@ -516,6 +517,16 @@ class _Redirect(urllib.request.BaseHandler):
         onward.redirects = followed  # type: ignore[attr-defined]  # the count travels with the request
         answer: http.client.HTTPResponse = self.parent.open(onward, timeout=request.timeout)
         return answer
+
+
+def _login(url: str) -> tuple[str, dict[str, str]]:
+    """The address without user and password, and the header that says them."""
+    parts = urlsplit(url)
+    login, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, {}
+    coded = base64.b64encode(unquote(login).encode()).decode()
+    return parts._replace(netloc=host).geturl(), {"Authorization": f"Basic {coded}"}
 
 
 # --- headers --------------------------------------------------------------------------------------------------------
