@@ -1,0 +1,626 @@
+"""Container images and the containers that run from them: observe, fetch, apply, stop, restore, remove. A `Driver`; not pure.
+
+Called by the performer, the drift check and `adopt`; the leader calls `resolve`. Images are pulled by digest only. What
+runs carries labels with its digest and a hash of its definition, so that one look says whether it is what was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from reconciler.core.artifact import Artifact, Image, Key, Known, Pin
+from reconciler.errors import Corrupt, HostError, Unavailable, Unfetchable
+from reconciler.ground.process import ProcessFailed, ProcessTimeout
+from reconciler.host import place, units
+from reconciler.host.definition import LABEL_DEFINITION, LABEL_DIGEST, LABEL_NAME, Definition, define
+from reconciler.host.driver import Host, Progress, silent
+from reconciler.host.ledger import Entry, Ledger
+from reconciler.host.registry import Registry, repository_of
+from reconciler.host.runtime import Podman, Running, Runtime, Stored, runtime_of, storage_environment
+
+CREDENTIALS = "/etc/reconciler/registry-auth.json"
+"""The host's file with logins for registries, as `podman login --authfile` writes it."""
+
+PULL_LIMIT = 1800.0
+"""Seconds that one image may take to be pulled, with all attempts."""
+
+_UNPACKED = 4
+"""How much room an image takes while it is pulled, for each byte of its download: the download and what is unpacked."""
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+_CONTENT_IS_WRONG = (
+    "did not match",
+    "does not match",
+    "unexpected eof",
+    "invalid checksum",
+    "verification failed",
+    "corrupt",
+    "checksum",
+    "invalid tar header",
+    "unexpected end of",
+)
+
+_log = logging.getLogger(__name__)
+
+
+class Containers:
+    """The driver of one host's images. May be used by several threads for different images."""
+
+    def __init__(
+        self,
+        host: Host,
+        ledger: Ledger,
+        *,
+        runtime: Literal["auto", "podman", "docker"] = "auto",
+        credentials: str = CREDENTIALS,
+        proxy: str | None = None,
+        pull_limit: float = PULL_LIMIT,
+        attempts: int = 4,
+        backoff: float = 1.0,
+        stop_timeout: int = 10,
+    ) -> None:
+        self._host = host
+        self._ledger = ledger
+        self._wanted = runtime
+        self._credentials = credentials
+        self._proxy = proxy
+        self._pull_limit = pull_limit
+        self._attempts = attempts
+        self._backoff = backoff
+        self._stop_timeout = stop_timeout
+        self._pulled = _Pulled(host.state_dir / "images.json")
+        self._mutex = threading.Lock()
+        self._chosen: Runtime | None = None
+        self._cleaned = False
+
+    # --- what is asked for --------------------------------------------------------------------------------------------
+
+    def resolve(self, image: Image) -> Pin:
+        """The digest of an image's tag, and the repository that it is pulled from; a digest in git is checked to be there.
+
+        A `private` image comes from its repository's `-secret` twin where this host has a login for it. Raises
+        `Unfetchable`, `Unavailable`, or `HostError` where the login does not do.
+        """
+        registry = self._registry()
+        address = str(repository_of(image.repository))
+        if image.private and registry.login(f"{address}-secret"):
+            address = f"{address}-secret"
+        return Pin(registry.digest(address, image.digest or image.tag), address)
+
+    def target(self, artifact: Artifact, pin: Pin | None) -> str | None:
+        """The digest, and for a container that it runs from its definition; None without a pin or a digest."""
+        image = _image(artifact)
+        try:
+            address, digest = self._source(image, pin)
+        except HostError:
+            return None
+        definition = define(image, address, digest, self._host)
+        return definition.running if definition else digest
+
+    # --- what is there ------------------------------------------------------------------------------------------------
+
+    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+        """`sha256:… running 3f9c0a1b2c3d` for a container (or `stopped`, `restarting`), the digest for an image that is only kept.
+
+        A name of which neither the desired state nor the ledger says more is not looked for: it is not ours.
+        """
+        wanted = [artifact for artifact in artifacts if artifact.key.kind == "image"]
+        if not wanted:
+            return {}
+        containers, images = self._runtime().containers(), self._runtime().images()
+        entries = self._ledger.entries()
+        found = {}
+        for artifact in wanted:
+            entry = entries.get(artifact.key)
+            image = artifact if isinstance(artifact, Image) else entry.artifact if entry else None
+            if isinstance(image, Image):
+                said = self._observed(image, entry, containers, images)
+                if said:
+                    found[artifact.key] = said
+        return found
+
+    def _observed(
+        self,
+        image: Image,
+        entry: Entry | None,
+        containers: Mapping[str, Running],
+        images: Iterable[Stored],
+    ) -> str | None:
+        container = containers.get(image.name)
+        if container and (image.container or _is_ours(container)):
+            return self._observed_container(image, entry, container, images)
+        if image.container:
+            return None
+        name = f"{repository_of(image.repository)}:{image.tag}"
+        stored = next((stored for stored in images if name in stored.tags), None)
+        return _digest_of(stored, entry, image) if stored else None
+
+    def _observed_container(
+        self, image: Image, entry: Entry | None, container: Running, images: Iterable[Stored]
+    ) -> str:
+        if not _is_ours(container):
+            stored = next((stored for stored in images if stored.id == container.image_id), None)
+            digest = _digest_of(stored, entry, image) if stored else "unknown"
+            return f"{digest} {container.state}, started by another"
+        digest = container.labels.get(LABEL_DIGEST, "unknown")
+        said = f"{digest} {container.state} {container.labels.get(LABEL_DEFINITION, 'unknown')}"
+        address = _address(entry.file) if entry and entry.digest == digest else image.repository
+        definition = define(image, address, digest, self._host)
+        if definition and said == definition.running and not self._unit_is_right(definition):
+            return f"{said}, unit file changed"
+        return said
+
+    def _unit_is_right(self, definition: Definition) -> bool:
+        if not (definition.unit and units.has_systemd(self._host)):
+            return True
+        return units.installed(self._host, self._unit(definition))
+
+    # --- fetching -----------------------------------------------------------------------------------------------------
+
+    def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:
+        """Pull the image by its digest, if it is not there; tried again with growing pauses where that may help.
+
+        Raises `Unfetchable` for what is not there or is not what its digest says, `Unavailable` for a registry that
+        cannot be reached or breaks off, `HostError` for a login that does not do and for a full disk.
+        """
+        image = _image(artifact)
+        address, digest = self._source(image, pin)
+        source = f"{address}@{digest}"
+        if self._stored(source):
+            self._pulled.add(source, image)
+            return
+        subject = image.key.subject
+        deadline = time.monotonic() + self._pull_limit
+        for attempt in range(1, self._attempts + 1):
+            try:
+                self._pull(image, address, digest, subject, progress, deadline)
+                return
+            except Unavailable as error:
+                pause = self._backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1)  # noqa: S311 - spreads load, no secret
+                if attempt == self._attempts or time.monotonic() + pause > deadline:
+                    raise
+                _log.warning("%s: attempt %d failed, the next in %.1f s: %s", subject, attempt, pause, error)
+                time.sleep(pause)
+
+    def _pull(
+        self, image: Image, address: str, digest: str, subject: str, progress: Progress, deadline: float
+    ) -> None:
+        registry, source = self._registry(), f"{address}@{digest}"
+        size = registry.sizes(address, digest, self._architecture()).download
+        runtime = self._runtime()
+        credentials = self._credentials if registry.login(address) else None
+        place.require_space(self._storage(), size * _UNPACKED, f"image {source}")
+        self._pulled.add(source, image)
+        with self._scratch() as scratch, _measured(scratch, subject, size, progress):
+            try:
+                runtime.pull(source, scratch, credentials, max(1.0, deadline - time.monotonic()))
+            except ProcessTimeout as error:
+                raise Unavailable(f"cannot pull {source} on server {self._host.lrn}: {error}") from None
+            except ProcessFailed as error:
+                raise self._why(registry, address, digest, error) from None
+        if not self._stored(source):
+            raise HostError(f"cannot find {source} on server {self._host.lrn} after it was pulled")
+
+    def _why(
+        self, registry: Registry, address: str, digest: str, error: ProcessFailed
+    ) -> HostError | Unavailable:
+        """What a failed pull means. The registry itself is asked first: its status says more than the runtime's words."""
+        try:
+            registry.digest(address, digest)
+        except (HostError, Unavailable) as answer:
+            return answer
+        what = f"cannot pull {address}@{digest} on server {self._host.lrn}"
+        said = error.output.lower()
+        if "no space left" in said:
+            return HostError(f"{what}: its disk is full: {error}")
+        if any(sign in said for sign in _CONTENT_IS_WRONG):
+            return Unfetchable(
+                f"{what}: what the registry sends is not what the digest names (truncated or damaged): {error}"
+            )
+        return Unavailable(f"{what}: {error}")
+
+    # --- changing -----------------------------------------------------------------------------------------------------
+
+    def apply(self, artifact: Artifact, pin: Pin | None) -> None:
+        """Make the image the one that its tag names here, and its container run as defined. Uses no network.
+
+        Where a new container cannot be started, the one before it is started again and the error says so.
+        """
+        image = _image(artifact)
+        address, digest = self._source(image, pin)
+        source = f"{address}@{digest}"
+        stored = self._stored(source)
+        if stored is None:
+            raise HostError(
+                f"cannot use {source} on server {self._host.lrn}: it is not there, though it was fetched; "
+                "the next attempt fetches it again"
+            )
+        definition = define(image, address, digest, self._host)
+        entry = self._next_entry(Entry(image, "", digest, source))
+        if definition is None:
+            self._apply_kept(image, entry)
+        else:
+            self._apply_running(image, definition, entry)
+        name = f"{repository_of(image.repository)}:{image.tag}"
+        if name not in stored.tags:
+            self._runtime().tag(source, name)
+        self._prune(image.key)
+
+    def _apply_kept(self, image: Image, entry: Entry) -> None:
+        container = self._runtime().containers().get(image.name)
+        if container and _is_ours(container):
+            # It ran until now, and is only to be kept from here on.
+            self._end(image.name)
+        self._ledger.put(replace(entry, found=entry.digest))
+
+    def _apply_running(self, image: Image, definition: Definition, entry: Entry) -> None:
+        confirmed = image.container is not None and image.container.health is None
+        before = self._ledger.get(image.key)
+        if self._is_running(image, definition, entry):
+            kept = before.found if before and before.digest == entry.digest else ""
+            self._ledger.put(replace(entry, found=definition.running if confirmed else kept))
+            return
+        self._require_paths(definition)
+        self._require_ours(image, before)
+        self._ledger.put(entry)
+        try:
+            self._switch(definition)
+        except HostError as error:
+            if (again := self._start_again(image.key)) is None:
+                raise
+            raise HostError(f"{error}\n{again}") from None
+        if confirmed:
+            self._ledger.put(replace(entry, found=definition.running))
+
+    def _start_again(self, key: Key) -> str | None:
+        """After a start that failed: the previous container again. What became of that; None where there is none."""
+        older = self.previous(key)
+        if older is None:
+            return None
+        try:
+            self.restore(key)
+        except HostError as error:
+            return f"the previous one, {older.tag}, could not be started again either: {error}"
+        return f"the previous one, {older.tag}, was started again"
+
+    def confirm(self, key: Key) -> None:
+        """Note that what runs is healthy: from now on it is what `restore` goes back to."""
+        entry = self._ledger.get(key)
+        if entry and not entry.found and (said := self.observe([entry.artifact]).get(key)):
+            self._ledger.put(replace(entry, found=said))
+
+    def previous(self, key: Key) -> Image | None:
+        """The image that ran before and that `restore` would start; None where there is none."""
+        entry = self._ledger.get(key)
+        older = entry.previous[0].artifact if entry and entry.previous else None
+        return older if isinstance(older, Image) and older.container else None
+
+    def restore(self, key: Key) -> str | None:
+        """Run the previous image, with its own definition, again; what `observe` says then. None where there is none.
+
+        May be called again after a kill: until the previous one runs, the ledger still names it as the previous one.
+        """
+        entry = self._ledger.get(key)
+        image = self.previous(key)
+        if entry is None or image is None:
+            return None
+        older = entry.previous[0]
+        definition = define(image, _address(older.file), older.digest, self._host)
+        if definition is None:
+            return None
+        if not self._is_running(image, definition, older):
+            self._switch(definition)
+        name = f"{repository_of(image.repository)}:{image.tag}"
+        self._runtime().tag(definition.image, name)
+        self._ledger.put(replace(older, found=older.found or definition.running))
+        return definition.running
+
+    def stop(self, key: Key) -> None:
+        """Stop the container, as the phase *stop* asks; one that does not run or is not ours is left alone."""
+        container = self._runtime().containers().get(key.name)
+        entry = self._ledger.get(key)
+        if container is None or not (entry or _is_ours(container)):
+            return
+        unit = _unit_name(entry)
+        if unit and units.has_systemd(self._host):
+            units.stop(self._host, f"{unit}.service")
+        if container.state != "stopped":
+            self._runtime().stop(key.name, self._stop_timeout)
+
+    def remove(self, key: Key) -> None:
+        """Take away the container and the images that the ledger has under `key`; anything else stays."""
+        entry = self._ledger.get(key)
+        if entry is None:
+            _log.warning("%s is not in this host's ledger: nothing is removed", key.subject)
+            return
+        image = entry.artifact
+        if not isinstance(image, Image) or image.container or self._labelled(key.name):
+            self._end(key.name, _unit_name(entry))
+        self._forget(key.name, frozenset())
+        self._ledger.drop(key)
+
+    # --- how ----------------------------------------------------------------------------------------------------------
+
+    def _switch(self, definition: Definition) -> None:
+        """Another definition under the same name: the old container goes, the new one runs. After a kill in between, `apply` does it anew."""
+        with_unit = definition.unit is not None and units.has_systemd(self._host)
+        entry = self._ledger.get(Key("image", definition.name))
+        for unit in {_unit_name(known) for known in (entry, *(entry.previous if entry else ()))}:
+            if unit and units.has_systemd(self._host):
+                if with_unit and unit == definition.unit:
+                    units.stop(self._host, f"{unit}.service")
+                else:
+                    units.uninstall(self._host, unit)
+        runtime = self._runtime()
+        runtime.stop(definition.name, self._stop_timeout)
+        runtime.remove(definition.name)
+        if with_unit:
+            with self._scratch() as scratch:
+                units.install(self._host, self._unit(definition), scratch)
+        else:
+            runtime.create(definition)
+            runtime.start(definition.name)
+
+    def _end(self, name: str, unit: str | None = None) -> None:
+        if unit and units.has_systemd(self._host):
+            units.uninstall(self._host, unit)
+        self._runtime().stop(name, self._stop_timeout)
+        self._runtime().remove(name)
+
+    def _unit(self, definition: Definition) -> units.Unit:
+        runtime = self._runtime()
+        podman = isinstance(runtime, Podman)
+        if podman and units.has_quadlet(self._host):
+            return units.quadlet_unit(definition, self._stop_timeout, runtime.seen)
+        return units.service_unit(
+            definition,
+            runtime.run_command(definition),
+            notify=podman,
+            stop=self._stop_timeout,
+            environment=storage_environment(),
+        )
+
+    def _is_running(self, image: Image, definition: Definition, entry: Entry) -> bool:
+        runtime = self._runtime()
+        return self._observed(image, entry, runtime.containers(), runtime.images()) == definition.running
+
+    def _require_paths(self, definition: Definition) -> None:
+        """Say what is missing before the old container is stopped, and not after."""
+        wanted = [(f"bind {bind.name}", bind.source) for bind in definition.binds]
+        if definition.environment_file:
+            wanted.append(("environmentFile", definition.environment_file))
+        for what, path in wanted:
+            if place.status(self._host, path) is None:
+                raise HostError(
+                    f"cannot run {definition.name} on server {self._host.lrn}: {path} ({what}) is not there; "
+                    "create it on the host"
+                )
+
+    def _require_ours(self, image: Image, entry: Entry | None) -> None:
+        container = self._runtime().containers().get(image.name)
+        if container and not _is_ours(container) and entry is None:
+            raise HostError(
+                f"cannot run {image.name} on server {self._host.lrn}: a container of this name is there that this "
+                "agent did not start; remove it, or take it over with `reconcile adopt`"
+            )
+
+    def _labelled(self, name: str) -> bool:
+        container = self._runtime().containers().get(name)
+        return container is not None and _is_ours(container)
+
+    def _next_entry(self, entry: Entry) -> Entry:
+        """`entry` with what to go back to: the newest that was healthy, else the newest; one, so that two images are kept."""
+        before = self._ledger.get(entry.key)
+        if before is None:
+            return entry
+        if (before.artifact, before.digest) == (entry.artifact, entry.digest):
+            return replace(entry, previous=before.previous, found=before.found)
+        older = [
+            known
+            for known in (replace(before, previous=()), *before.previous)
+            if known.digest and (known.artifact, known.digest) != (entry.artifact, entry.digest)
+        ]
+        chosen = next((known for known in older if known.found), older[0] if older else None)
+        return replace(entry, previous=(chosen,) if chosen else ())
+
+    def _source(self, image: Image, pin: Pin | None) -> tuple[str, str]:
+        """The repository that the image is pulled from, and its digest."""
+        if pin:
+            if image.digest and image.digest != pin.digest:
+                raise Unfetchable(
+                    f"cannot use {image.repository}@{image.digest}: the rollout was opened with {pin.digest}"
+                )
+            return str(repository_of(pin.address or image.repository)), pin.digest
+        address = str(repository_of(image.repository))
+        if (entry := self._entry_of(image)) and image.digest in (None, entry.digest):
+            return _address(entry.file) or address, entry.digest
+        if image.digest:
+            private = image.private and self._registry().login(f"{address}-secret")
+            return f"{address}-secret" if private else address, image.digest
+        raise HostError(
+            f"cannot use {image.repository}:{image.tag} on server {self._host.lrn}: nothing says which digest it is; "
+            "the rollout resolves tags when it opens"
+        )
+
+    def _entry_of(self, image: Image) -> Entry | None:
+        """The ledger's entry, where it is of this repository and tag and says which digest they were."""
+        entry = self._ledger.get(image.key)
+        known = entry.artifact if entry else None
+        same = isinstance(known, Image) and (known.repository, known.tag) == (image.repository, image.tag)
+        return entry if entry and entry.digest and same else None
+
+    def _stored(self, source: str) -> Stored | None:
+        return next((stored for stored in self._runtime().images() if source in stored.sources), None)
+
+    def _prune(self, key: Key) -> None:
+        entries = [entry for known, entry in self._ledger.entries().items() if known.kind == "image"]
+        kept = {known.file for entry in entries for known in (entry, *entry.previous)}
+        self._forget(key.name, frozenset(kept))
+
+    def _forget(self, name: str, kept: frozenset[str]) -> None:
+        """Remove the images that were pulled for `name`, but those in `kept` and those that a container still uses."""
+        runtime = self._runtime()
+        images = runtime.images()
+        for source, tag in self._pulled.of(name):
+            if source in kept:
+                continue
+            stored = next((stored for stored in images if source in stored.sources), None)
+            names = [*({tag} & stored.tags), source] if stored else []
+            if runtime.forget(names):
+                self._pulled.drop(source)
+
+    def _registry(self) -> Registry:
+        return Registry(place.inside(self._host, self._credentials), proxy=self._proxy)
+
+    def _runtime(self) -> Runtime:
+        if self._chosen is None:
+            self._chosen = runtime_of(self._host, self._wanted)
+        return self._chosen
+
+    def _storage(self) -> Path:
+        found = self._runtime().storage()
+        return Path(found) if self._host.exec == "direct" else place.inside(self._host, found)
+
+    @staticmethod
+    def _architecture() -> str:
+        machine = platform.machine()
+        return _ARCHITECTURES.get(machine, machine)
+
+    @contextlib.contextmanager
+    def _scratch(self) -> Iterator[Path]:
+        """A directory of its own that commands on the host see too. What an agent that was killed left there goes first."""
+        directory = place.shared(self._host) / "pull"
+        try:
+            with self._mutex:
+                if not self._cleaned:
+                    shutil.rmtree(directory, ignore_errors=True)
+                    self._cleaned = True
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            path = Path(tempfile.mkdtemp(dir=directory))
+        except OSError as error:
+            raise HostError(f"cannot make a directory in {directory}: {error.strerror or error}") from None
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _Pulled:
+    """Which images this agent pulled, and for which name: only these are ever removed. One small file in the state directory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._mutex = threading.Lock()
+
+    def add(self, source: str, image: Image) -> None:
+        with self._mutex:
+            found = self._read()
+            entry = {"name": image.name, "tag": f"{repository_of(image.repository)}:{image.tag}"}
+            if found.get(source) != entry:
+                self._write({**found, source: entry})
+
+    def drop(self, source: str) -> None:
+        with self._mutex:
+            found = self._read()
+            if found.pop(source, None) is not None:
+                self._write(found)
+
+    def of(self, name: str) -> list[tuple[str, str]]:
+        """What was pulled for `name`: its source (`repository@digest`) and its name here (`repository:tag`)."""
+        with self._mutex:
+            return [
+                (source, entry["tag"])
+                for source, entry in sorted(self._read().items())
+                if entry["name"] == name
+            ]
+
+    def _read(self) -> dict[str, dict[str, str]]:
+        try:
+            document = json.loads(self._path.read_bytes())
+            return {
+                str(source): {"name": str(entry["name"]), "tag": str(entry["tag"])}
+                for source, entry in document["pulled"].items()
+            }
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise Corrupt(
+                f"cannot read {self._path}, which lists the images that were pulled: {error}; if it is beyond repair, "
+                "remove it: no image that it named will be removed then"
+            ) from None
+
+    def _write(self, pulled: Mapping[str, Mapping[str, str]]) -> None:
+        place.publish(
+            self._path, json.dumps({"format": 1, "pulled": pulled}, indent=1, sort_keys=True) + "\n"
+        )
+
+
+@contextlib.contextmanager
+def _measured(directory: Path, subject: str, total: int, progress: Progress) -> Iterator[None]:
+    """Tell `progress` how much has come: runtimes say nothing of it without a terminal, but it grows in their directory."""
+    progress(subject, 0, total)
+    done = threading.Event()
+
+    def watch() -> None:
+        told = 0
+        while not done.wait(0.5):
+            size = min(total, _size(directory))
+            if size > told:
+                told = size
+                progress(subject, size, total)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+        progress(subject, total, total)
+    finally:
+        done.set()
+        thread.join()
+
+
+def _size(directory: Path) -> int:
+    size = 0
+    for file in directory.rglob("*"):
+        with contextlib.suppress(OSError):
+            size += file.lstat().st_size
+    return size
+
+
+def _image(artifact: Artifact) -> Image:
+    if not isinstance(artifact, Image):
+        raise TypeError(f"{artifact.key.subject} is no container image")
+    return artifact
+
+
+def _is_ours(container: Running) -> bool:
+    return container.labels.get(LABEL_NAME) == container.name
+
+
+def _digest_of(stored: Stored, entry: Entry | None, image: Image) -> str:
+    """The digest to show: an image has several where it came through a list of images; the one that was asked for, if it is among them."""
+    for asked in (image.digest, entry.digest if entry else None):
+        if asked and asked in stored.digests:
+            return asked
+    return min(stored.digests, default=f"local {stored.id[:12]}")
+
+
+def _address(source: str) -> str:
+    return source.partition("@")[0]
+
+
+def _unit_name(entry: Entry | None) -> str | None:
+    image = entry.artifact if entry else None
+    return image.container.unit if isinstance(image, Image) and image.container else None
