@@ -124,14 +124,14 @@ def _version_fields(before: Artifact | Known, after: Artifact | Known) -> tuple[
 
 
 def _described(artifact: Artifact) -> dict[str, object]:
-    """An artifact's fields by the names, and in the order, that the YAML has; False and None are the same as unset."""
+    """An artifact's fields by the names, and in the order, that the YAML has; None is the same as unset."""
     match artifact:
         case Image():
             return {
                 "repository": artifact.repository,
                 "tag": artifact.tag,
                 "digest": artifact.digest,
-                "private": artifact.private or None,
+                "private": artifact.private,
                 "container": artifact.container,
             }
         case ReleaseDeb():

@@ -133,6 +133,7 @@ ONCE = [
     ("Sun 23:30", "1h", "UTC", "2025-06-15T23:30:00Z", "2025-06-16T00:30:00Z", "over the week's end"),
     ("Mon 00:00", "167h", "UTC", "2025-06-16T00:00:00Z", "2025-06-22T23:00:00Z", "almost a week"),
     ("00:00", "23h59m", "UTC", "2025-06-10T00:00:00Z", "2025-06-10T23:59:00Z", "almost a day"),
+    ("Mon 23:30", "167h", "UTC", "2025-06-16T23:30:00Z", "2025-06-23T22:30:00Z", "until the next Monday"),
     ("23:30", "2h", "UTC", "2025-04-30T23:30:00Z", "2025-05-01T01:30:00Z", "a month's end"),
     ("23:30", "2h", "UTC", "2024-02-29T23:30:00Z", "2024-03-01T01:30:00Z", "a leap day"),
     ("23:30", "2h", "UTC", "2025-02-28T23:30:00Z", "2025-03-01T01:30:00Z", "no leap day"),
@@ -233,6 +234,13 @@ def test_windows_that_close_only_in_the_hour_that_the_clocks_add() -> None:
     assert next_opening(windows, BERLIN, summer) == closes + HOUR
     assert not is_open(windows, BERLIN, closes + 1)
     assert closes_at(windows, "UTC", summer) is None
+
+
+def test_a_whole_day_that_the_clocks_skip() -> None:
+    """Samoa had no 30 December 2011, a Friday: its window comes a day later, and is open for its whole length."""
+    windows, last = [parse_window("Fri 23:30", "150h")], at("2012-01-07T05:30:00+14:00")
+    assert next_opening(windows, "Pacific/Apia", last - 200 * HOUR) == last - 150 * HOUR
+    assert is_open(windows, "Pacific/Apia", last)
 
 
 def test_shown() -> None:
