@@ -291,11 +291,18 @@ def _open(desired: Desired | None, fleet: Fleet, now: Now, replaces: Rollout | N
         return Wait("nothing to do: no server differs from the newest revision")
     if fleet.pause and not _over(fleet.pause.until, now):
         return Wait(f"paused by {fleet.pause.who}: {fleet.pause.why}", _until(fleet.pause.until, now))
-    settings = fleet.settings
-    if not may_open(settings.release_time, settings.release_timezone, now.wall):
-        opening = next_time(settings.release_time, settings.release_timezone, now.wall)
-        return Wait("outside the release time (config/release-time)", opening - now.wall if opening else None)
-    return Open(_rollout(desired, fleet, servers, now), replaces)
+    return _outside_release_time(fleet, now) or Open(_rollout(desired, fleet, servers, now), replaces)
+
+
+def _outside_release_time(fleet: Fleet, now: Now) -> Wait | None:
+    times, timezone = fleet.settings.release_time, fleet.settings.release_timezone
+    try:
+        if may_open(times, timezone, now.wall):
+            return None
+        opening = next_time(times, timezone, now.wall)
+    except ValueError as error:
+        return Wait(f"config/release-time or config/release-timezone cannot be read: {error}")
+    return Wait("outside the release time (config/release-time)", opening - now.wall if opening else None)
 
 
 def _differs(desired: Desired, fleet: Fleet, servers: tuple[int, ...]) -> bool:

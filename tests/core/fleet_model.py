@@ -1,0 +1,610 @@
+"""A whole fleet in memory: etcd's keys as values with their guards, hosts that can crash anywhere, and the real `lead` and `advance`.
+
+Every transaction of `store/writes` stands here as a few lines with the same compares. A seed picks one event after the
+other among those that can happen now. After every event the promises are checked.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from reconciler.core import advance as agent
+from reconciler.core import lead as leader
+from reconciler.core.advance import advance, interrupted, is_closing, records_of
+from reconciler.core.artifact import OS_IMAGE, Key
+from reconciler.core.plan import Plan, Step, make_plan
+from reconciler.core.semaphore import Holder, Semaphore
+from reconciler.core.state import (
+    ABORTED,
+    COMPLETE,
+    PREFETCH_WAVE,
+    Desired,
+    Detail,
+    Fleet,
+    Installed,
+    Lock,
+    Machine,
+    Notice,
+    Now,
+    OpenPhase,
+    Rollout,
+    Server,
+    ServerStatus,
+    StepRecord,
+)
+
+
+@dataclass
+class Host:
+    """What one server really has, and its agent's process: `doing` is the step in flight and how far it has got."""
+
+    boot: int = 1
+    has: dict[Key, str] = field(default_factory=dict)
+    staged: str | None = None
+    down: set[str] = field(default_factory=set)
+    alive: bool = True
+    doing: tuple[agent.Perform, StepRecord, Plan, int] | None = None
+    broken: bool = False
+    pending: tuple[agent.Move, Server, Plan] | None = None
+
+
+class Broken(AssertionError):
+    """A promise does not hold."""
+
+
+class Model:
+    def __init__(self, revisions: list[Desired], servers: int, slots: int = 1) -> None:
+        self.revisions = revisions
+        self.newest = 0
+        self.clock = 0.0
+        self.revision = 1
+        self.fleet = Fleet(servers=frozenset(range(servers)))
+        self.hosts = {lrn: Host() for lrn in range(servers)}
+        self.steps: dict[int, dict[str, StepRecord]] = {lrn: {} for lrn in range(servers)}
+        self.recorded: dict[int, dict[Key, Installed]] = {lrn: {} for lrn in range(servers)}
+        self.semaphore = Semaphore(slots)
+        self.holders: dict[str, Holder] = {}
+        self.seen: dict[int, leader.Seen] = {}
+        self.leading = 0
+        self.token = 1
+        self.orders: dict[int, tuple[leader.Order, int]] = {}
+        self.done_in: dict[tuple[int, str, str], int] = {}
+        self.failed_at: dict[str, int] = {}
+        self.log: list[str] = []
+        self.budget = 0
+
+    # --- views ------------------------------------------------------------------------------------------------------
+
+    def bump(self) -> int:
+        self.revision += 1
+        return self.revision
+
+    def view(self) -> Fleet:
+        return replace(
+            self.fleet, recorded={k: dict(v) for k, v in self.recorded.items()}, steps=self.copied()
+        )
+
+    def copied(self) -> dict[int, dict[str, StepRecord]]:
+        return {lrn: dict(steps) for lrn, steps in self.steps.items()}
+
+    def server(self, lrn: int) -> Server:
+        host = self.hosts[lrn]
+        return Server(
+            lrn=lrn,
+            machine_id=f"m{lrn}",
+            boot_id=f"b{host.boot}",
+            etcd_revision=self.revision,
+            machine=Machine(lrn, f"m{lrn}", removed=lrn not in self.fleet.servers),
+            disabled=self.fleet.disabled.get(lrn),
+            recorded=dict(self.recorded[lrn]),
+            rollout=self.fleet.rollout,
+            phase=self.fleet.phase,
+            status=self.fleet.statuses.get(lrn),
+            steps=dict(self.steps[lrn]),
+            lock=Lock("default", self.semaphore, tuple(self.holders.values())),
+        )
+
+    def now(self) -> Now:
+        return Now(1_700_000_000 + self.clock, self.clock)
+
+    def desired_at(self, version: str) -> Desired:
+        return next(desired for desired in self.revisions if desired.revision.id == version)
+
+    # --- events -----------------------------------------------------------------------------------------------------
+
+    def events(self) -> list[Callable[[], None]]:
+        found: list[Callable[[], None]] = []
+        for lrn, host in self.hosts.items():
+            if not host.alive:
+                found.append(lambda lrn=lrn: self.restart(lrn))
+                continue
+            if host.doing:
+                found.append(lambda lrn=lrn: self.work(lrn))
+            elif host.pending:
+                found.append(lambda lrn=lrn: self.act(lrn))
+            else:
+                found.append(lambda lrn=lrn: self.look(lrn))
+        if self.hosts[self.leading].alive:
+            found.append(lambda: self.lead_look(self.leading))
+        found += [lambda lrn=lrn: self.lead_act(lrn) for lrn in self.orders]
+        return found
+
+    def troubles(self) -> list[Callable[[], None]]:
+        found: list[Callable[[], None]] = [self.elect, self.push, self.stop, self.recover, self.tick]
+        for lrn, host in self.hosts.items():
+            found += [lambda lrn=lrn: self.kill(lrn), lambda lrn=lrn: self.power_cut(lrn)]
+            found += [lambda lrn=lrn: self.breaks(lrn), lambda lrn=lrn: self.disable(lrn)]
+            if not host.alive:
+                found.append(lambda lrn=lrn: self.restart(lrn))
+        found.append(self.add)
+        return found
+
+    def run(self, seed: int, events: int, trouble: float) -> None:
+        """`events` random events, with `trouble` between them now and then; then all is well, and the newest revision is reached."""
+        chance = random.Random(seed)
+        for _ in range(events):
+            if chance.random() < trouble:
+                chance.choice(self.troubles())()
+                self.check()
+            chance.choice(self.events())()
+            self.check()
+        self.newest = len(self.revisions) - 1
+        self.come_to_an_end()
+
+    def come_to_an_end(self) -> None:
+        for host in self.hosts.values():
+            host.broken = False
+        self.fleet = replace(self.fleet, disabled={})
+        if self.fleet.rollout and self.fleet.rollout.stop and self.fleet.rollout.unfinished:
+            self.recover()
+        quiet = 0
+        while quiet < 3:
+            before = self.signature()
+            for _ in range(12):
+                for lrn, host in self.hosts.items():
+                    if not host.alive:
+                        self.restart(lrn)
+                    self.lead_look(lrn)
+                    self.lead_act(lrn)
+                    for _ in range(6):
+                        if host.doing:
+                            self.work(lrn)
+                        elif host.pending:
+                            self.act(lrn)
+                        elif host.alive:
+                            self.look(lrn)
+                        self.check()
+            rollout = self.fleet.rollout
+            if rollout and rollout.stop and rollout.unfinished:
+                self.recover()
+            quiet = quiet + 1 if before == self.signature() else 0
+            self.clock += 1
+        self.expect_the_end()
+
+    def signature(self) -> object:
+        steps = {lrn: {id: (r.state, r.rollout) for id, r in s.items()} for lrn, s in self.steps.items()}
+        return (
+            self.fleet.rollout,
+            self.fleet.phase,
+            steps,
+            self.recorded,
+            self.semaphore,
+            {k: h.boot for k, h in self.hosts.items()},
+        )
+
+    def expect_the_end(self) -> None:
+        wanted = self.revisions[self.newest]
+        for lrn in sorted(self.fleet.servers):
+            has = {key: installed.version for key, installed in self.recorded[lrn].items()}
+            want = {key: artifact.version for key, artifact in wanted.artifacts_of(lrn).items()}
+            if has != want:
+                raise Broken(f"server {lrn} ended with {has} and not {want}")
+            if self.hosts[lrn].has != want:
+                raise Broken(f"server {lrn}'s host ended with {self.hosts[lrn].has} and not {want}")
+            if self.hosts[lrn].down:
+                raise Broken(f"server {lrn} stayed down: {self.hosts[lrn].down}")
+        if self.semaphore.holders:
+            raise Broken(f"slots stayed taken: {self.semaphore.holders}")
+
+    # --- the leader -------------------------------------------------------------------------------------------------
+
+    def elect(self) -> None:
+        alive = [lrn for lrn, host in self.hosts.items() if host.alive]
+        if alive:
+            self.leading = (
+                alive[(alive.index(self.leading) + 1) % len(alive)] if self.leading in alive else alive[0]
+            )
+            self.token = self.bump()
+            self.seen[self.leading] = leader.Seen()
+
+    def lead_look(self, lrn: int) -> None:
+        if lrn != self.leading or not self.hosts[lrn].alive:
+            return
+        fleet = self.view()
+        self.seen[lrn] = leader.watch(self.seen.get(lrn, leader.Seen()), fleet, self.now())
+        order = leader.lead(self.revisions[self.newest], fleet, self.seen[lrn], self.now())
+        self.orders[lrn] = (order, self.token)
+
+    def lead_act(self, lrn: int) -> None:
+        if lrn not in self.orders or not self.hosts[lrn].alive:
+            return
+        order, token = self.orders.pop(lrn)
+        current = self.fleet.rollout
+        if token != self.token:
+            return  # fenced
+        match order:
+            case leader.Open(rollout, replaces):
+                if (
+                    replaces.mod_revision
+                    if replaces
+                    else (current.mod_revision if current and not current.unfinished else 0)
+                ) != (current.mod_revision if current else 0):
+                    return
+                rollout = replace(rollout, started_at=f"r{self.bump():06d}")
+                opened = replace(rollout, mod_revision=self.revision)
+                phase = OpenPhase(rollout.id, PREFETCH_WAVE, 1, self.revision)
+                self.fleet = replace(self.fleet, rollout=opened, phase=phase)
+                self.say(f"open {rollout.version} as {rollout.id}")
+            case leader.OpenNext(rollout, phase, wave, number):
+                if self.same(rollout) and self.fleet.phase == phase:
+                    self.fleet = replace(self.fleet, phase=OpenPhase(rollout.id, wave, number, self.bump()))
+                    self.say(f"phase {wave}.{number}")
+            case leader.LeaveOut(rollout, servers):
+                if self.same(rollout):
+                    self.write(replace(rollout, out={**rollout.out, **servers}))
+            case leader.Stop(rollout, message):
+                if self.same(rollout):
+                    self.write(replace(rollout, stop=True, stopped_by="leader", message=message))
+                    self.fleet = replace(self.fleet, phase=None)
+                    self.say(f"stop {message}")
+            case leader.Finish(rollout, message):
+                if self.same(rollout):
+                    self.write(replace(rollout, outcome="complete", message=message))
+                    self.fleet = replace(self.fleet, phase=None)
+                    self.say("finish")
+            case leader.Wait():
+                pass
+
+    def same(self, rollout: Rollout) -> bool:
+        return self.fleet.rollout is not None and self.fleet.rollout.mod_revision == rollout.mod_revision
+
+    def write(self, rollout: Rollout) -> None:
+        self.fleet = replace(self.fleet, rollout=replace(rollout, mod_revision=self.bump()))
+
+    # --- a server ---------------------------------------------------------------------------------------------------
+
+    def look(self, lrn: int) -> None:
+        server = self.server(lrn)
+        rollout = server.rollout
+        version = rollout.version if rollout else self.revisions[self.newest].revision.id
+        begun = frozenset(records_of(server, rollout.id)) if rollout else frozenset()
+        plan = make_plan(
+            self.desired_at(version), server.recorded, lrn, interrupted=interrupted(server), begun=begun
+        )
+        self.hosts[lrn].pending = (advance(plan, server, self.now()), server, plan)
+
+    def act(self, lrn: int) -> None:
+        host = self.hosts[lrn]
+        assert host.pending
+        move, server, plan = host.pending
+        host.pending = None
+        match move:
+            case agent.Report(status):
+                held = self.fleet.statuses.get(lrn)
+                if (held.mod_revision if held else 0) == (server.status.mod_revision if server.status else 0):
+                    self.post(lrn, status)
+            case agent.Perform():
+                self.begin(lrn, move, server, plan)
+            case agent.Fetch(steps, rollout):
+                self.begin(lrn, agent.Perform(steps[0], rollout), server, plan)
+            case agent.TurnBack(rollout, steps, _):
+                holder = self.holders.get(f"m{lrn}")
+                if (
+                    holder
+                    and server.lock
+                    and any(h.mod_revision == holder.mod_revision for h in server.lock.holders)
+                ):
+                    self.free(lrn)
+                if all(self.steps[lrn].get(id) == server.steps[id] for id in steps):
+                    self.bump()
+                    for id in steps:
+                        del self.steps[lrn][id]
+                    self.say(f"{lrn} turns back {steps[0]}")
+            case agent.Settle(record):
+                self.settle(lrn, record, plan)
+            case agent.Wait():
+                pass
+
+    def post(self, lrn: int, status: ServerStatus) -> None:
+        statuses = {**self.fleet.statuses, lrn: replace(status, mod_revision=self.bump())}
+        self.fleet = replace(self.fleet, statuses=statuses)
+
+    def begin(self, lrn: int, move: agent.Perform, server: Server, plan: Plan) -> None:
+        step = move.step
+        old = self.steps[lrn].get(step.id)
+        booted = (
+            step.effect == "reboot"
+            and old
+            and old.rollout == move.rollout
+            and old.boot_id != f"b{self.hosts[lrn].boot}"
+        )
+        if booted and old:
+            self.hosts[lrn].doing = (move, old, plan, 1)
+            return
+        if (old.mod_revision if old else 0) != (
+            server.steps[step.id].mod_revision if step.id in server.steps else 0
+        ):
+            return
+        open_ = (
+            self.fleet.phase is not None
+            and server.phase is not None
+            and self.fleet.phase.mod_revision == server.phase.mod_revision
+        )
+        if move.closing:
+            holder = self.holders.get(f"m{lrn}")
+            seen = next(
+                (h for h in (server.lock.holders if server.lock else ()) if h.machine_id == f"m{lrn}"), None
+            )
+            if (holder.mod_revision if holder else 0) != (seen.mod_revision if seen else 0):
+                return
+        elif not open_ or lrn not in self.fleet.servers:
+            return
+        if not move.closing:
+            self.check_barrier(lrn, step)
+            self.check_failed(lrn, step, move.rollout)
+        if (lrn, move.rollout, step.id) in self.done_in and not _repeats(step):
+            raise Broken(f"server {lrn} does {step.id} again, which was recorded")
+        record = StepRecord(
+            step.id, move.rollout, "running", boot_id=f"b{self.hosts[lrn].boot}", mod_revision=self.bump()
+        )
+        self.steps[lrn][step.id] = record
+        self.hosts[lrn].doing = (move, record, plan, 0)
+        self.say(f"{lrn} begins {step.id}{' (closing)' if move.closing else ''}")
+
+    def work(self, lrn: int) -> None:
+        """One more piece of the step in flight: the effect on the host, then the record."""
+        host = self.hosts[lrn]
+        assert host.doing
+        move, record, plan, stage = host.doing
+        if stage == 0:
+            if not self.effect(lrn, move.step, plan):
+                return
+            if host.doing:
+                host.doing = (move, record, plan, 1)
+            return
+        host.doing = None
+        if self.steps[lrn].get(record.id) != record:
+            return
+        key, change = move.step.subject, move.step.change
+        if host.broken and move.step.effect in ("change", "fetch"):
+            self.fail(lrn, record)
+            return
+        if move.step.effect == "change" and change and key:
+            if key == OS_IMAGE and change.reboot:
+                pass
+            elif key in host.has:
+                self.record(lrn, key, change.after, host.has[key])
+            else:
+                self.recorded[lrn].pop(key, None)
+        if move.step.effect == "reboot" and host.staged:
+            os_image = self.desired_os(plan)
+            host.has[OS_IMAGE], host.staged = host.staged, None
+            self.record(lrn, OS_IMAGE, os_image, host.has[OS_IMAGE])
+        self.steps[lrn][record.id] = replace(record, state="done", mod_revision=self.bump())
+        self.done_in[(lrn, record.rollout, record.id)] = self.revision
+        self.say(f"{lrn} has done {record.id}")
+
+    def desired_os(self, plan: Plan) -> object:
+        return next((change.after for change in plan.changes if change.key == OS_IMAGE), None)
+
+    def record(self, lrn: int, key: Key, artifact: object, version: str) -> None:
+        detail = Detail(artifact, version, "", "") if artifact else None  # type: ignore[arg-type]  # an Artifact, never Known here
+        self.recorded[lrn][key] = Installed(key, version, detail)
+
+    def fail(self, lrn: int, record: StepRecord) -> None:
+        self.steps[lrn][record.id] = replace(
+            record, state="failed", message="broken", mod_revision=self.bump()
+        )
+        rollout = self.fleet.rollout
+        if rollout and rollout.id == record.rollout:
+            status = self.fleet.statuses.get(lrn)
+            if status and status.rollout == rollout.id:
+                self.post(lrn, replace(status, cond=ABORTED, message="broken"))
+            wave = rollout.wave_of(lrn)
+            if (
+                wave
+                and rollout.waves[wave - 1].max_failures == 0
+                and self.fleet.phase
+                and self.fleet.phase.rollout == rollout.id
+            ):
+                self.fleet = replace(self.fleet, phase=None)
+                self.failed_at[rollout.id] = self.revision
+        self.say(f"{lrn} failed {record.id}")
+
+    def effect(self, lrn: int, step: Step, plan: Plan) -> bool:
+        """What the step does to the host; whether the agent is still there afterwards."""
+        host, key, change = self.hosts[lrn], step.subject, step.change
+        match step.effect:
+            case "acquire":
+                added = self.semaphore.add(f"m{lrn}")
+                if added is None:
+                    return False
+                if added is not self.semaphore:
+                    self.semaphore = added
+                    self.holders[f"m{lrn}"] = Holder(f"m{lrn}", "agent", lrn, mod_revision=self.bump())
+            case "release":
+                self.free(lrn)
+            case "change" if change and key and not host.broken:
+                if change.action == "remove":
+                    host.has.pop(key, None)
+                elif change.after and key == OS_IMAGE and change.reboot:
+                    host.staged = change.after.version
+                elif change.after:
+                    if change.restart:
+                        host.down.add(key.name)
+                    host.has[key] = change.after.version
+            case "stop" if key:
+                host.down.add(key.name)
+            case "health":
+                host.down.discard(key.name if key else "host")
+            case "reboot":
+                self.check_slot(lrn)
+                host.down.add("host")
+                self.crash(host)
+                host.boot += 1
+                return False
+            case _:
+                pass
+        return True
+
+    def free(self, lrn: int) -> None:
+        if f"m{lrn}" in self.holders:
+            del self.holders[f"m{lrn}"]
+            self.semaphore = self.semaphore.remove(f"m{lrn}")
+            self.bump()
+
+    def settle(self, lrn: int, record: StepRecord, plan: Plan) -> None:
+        if self.steps[lrn].get(record.id) != record:
+            return
+        step = next((step for step in plan.steps if step.id == record.id), None)
+        change = step.change if step else None
+        key = Key.of_subject(record.id.split(":")[1])
+        has = self.hosts[lrn].has.get(key) if key else None
+        done = bool(
+            change
+            and record.id.endswith(":change")
+            and (change.after.version if change.after else None) == has
+        )
+        if done and key and change and not (key == OS_IMAGE and change.reboot):
+            if has is None:
+                self.recorded[lrn].pop(key, None)
+            else:
+                self.record(lrn, key, change.after, has)
+        self.steps[lrn][record.id] = replace(
+            record, state="done" if done else "failed", mod_revision=self.bump()
+        )
+        self.say(f"{lrn} settles {record.id}: {'done' if done else 'failed'}")
+
+    # --- trouble ----------------------------------------------------------------------------------------------------
+
+    def crash(self, host: Host) -> None:
+        host.alive, host.doing, host.pending = False, None, None
+
+    def kill(self, lrn: int) -> None:
+        self.crash(self.hosts[lrn])
+
+    def power_cut(self, lrn: int) -> None:
+        self.crash(self.hosts[lrn])
+        self.hosts[lrn].boot += 1
+
+    def restart(self, lrn: int) -> None:
+        self.hosts[lrn].alive = True
+
+    def breaks(self, lrn: int) -> None:
+        self.hosts[lrn].broken = not self.hosts[lrn].broken
+
+    def push(self) -> None:
+        """The next revision but the last, which is kept for the end: what was left out of a rollout gets the next one."""
+        self.newest = min(self.newest + 1, len(self.revisions) - 2)
+        self.say(f"push {self.revisions[self.newest].revision.id}")
+
+    def tick(self) -> None:
+        self.clock += 600
+
+    def stop(self) -> None:
+        rollout = self.fleet.rollout
+        if rollout and rollout.unfinished and not rollout.stop:
+            self.write(replace(rollout, stop=True, stopped_by="ann"))
+            self.fleet = replace(self.fleet, phase=None)
+            self.say("ann stops")
+
+    def recover(self) -> None:
+        rollout = self.fleet.rollout
+        if rollout and rollout.stop:
+            self.bump()
+            self.fleet = replace(self.fleet, rollout=None, phase=None, statuses={})
+            self.say("recover")
+
+    def disable(self, lrn: int) -> None:
+        disabled = dict(self.fleet.disabled)
+        if lrn not in disabled and len(disabled) + 1 < len(self.hosts):
+            disabled[lrn] = Notice("ann", "mending", "")
+        else:
+            disabled.pop(lrn, None)
+        self.fleet = replace(self.fleet, disabled=disabled)
+
+    def add(self) -> None:
+        if len(self.hosts) < 5:
+            lrn = len(self.hosts)
+            self.hosts[lrn], self.steps[lrn], self.recorded[lrn] = Host(), {}, {}
+            self.fleet = replace(self.fleet, servers=self.fleet.servers | {lrn})
+            self.bump()
+
+    # --- the promises -----------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        if len(self.semaphore.holders) > self.semaphore.max:
+            raise Broken(f"promise 1: {self.semaphore.holders} hold {self.semaphore.max} slots")
+        if set(self.semaphore.holders) != set(self.holders):
+            raise Broken("promise 1: a holder without its record")
+        rolling = [lrn for lrn, host in self.hosts.items() if host.down & {"host", "app"}]
+        for lrn in rolling:
+            self.check_slot(lrn)
+        for lrn, recorded in self.recorded.items():
+            for key, installed in recorded.items():
+                step = self.hosts[lrn].doing
+                changing = step and step[0].step.subject == key
+                open_ = any(
+                    r.state != "done" and f":{key.subject}:change" in id for id, r in self.steps[lrn].items()
+                )
+                if not changing and not open_ and self.hosts[lrn].has.get(key) != installed.version:
+                    raise Broken(
+                        f"promise 8: server {lrn} is recorded with {installed.version} of {key}, has {self.hosts[lrn].has.get(key)}"
+                    )
+
+    def check_slot(self, lrn: int) -> None:
+        if f"m{lrn}" not in self.holders:
+            raise Broken(f"promise 1: server {lrn} is down ({self.hosts[lrn].down}) and holds no slot")
+
+    def check_barrier(self, lrn: int, step: Step) -> None:
+        rollout, phase = self.fleet.rollout, self.fleet.phase
+        if rollout is None or phase is None:
+            raise Broken(f"promise 2: server {lrn} begins {step.id} with nothing open")
+        if lrn not in rollout.servers:
+            raise Broken(f"promise 7: server {lrn} is not of this rollout")
+        number = rollout.phases.index(step.phase) + 1
+        wave = PREFETCH_WAVE if number == 1 else rollout.wave_of(lrn)
+        others = rollout.servers if number <= 2 else rollout.waves[wave - 1].servers
+        for other in others:
+            status = self.fleet.statuses.get(other)
+            ready = (
+                status and status.rollout == rollout.id and (status.step >= number or status.cond == COMPLETE)
+            )
+            if number > 1 and not ready and other not in rollout.out:
+                raise Broken(
+                    f"promise 6: server {lrn} enters {step.phase}, and {other} has not done the phase before"
+                )
+        for earlier in rollout.waves[: max(0, wave - 1)]:
+            for other in earlier.servers:
+                status = self.fleet.statuses.get(other)
+                if other not in rollout.out and not (
+                    status and status.rollout == rollout.id and status.cond == COMPLETE
+                ):
+                    raise Broken(f"promise 6: wave {wave} begins before server {other} is complete")
+
+    def check_failed(self, lrn: int, step: Step, rollout: str) -> None:
+        if rollout in self.failed_at:
+            raise Broken(f"promise 11: server {lrn} begins {step.id} after the rollout has failed")
+
+    def say(self, text: str) -> None:
+        self.log.append(f"{self.revision}: {text}")
+
+
+def _repeats(step: Step) -> bool:
+    """Steps that a turned back or resumed chain rightly does again."""
+    return step.phase == "reboot" or step.effect in ("acquire", "health", "release", "hook")
+
+
+__all__ = ["Broken", "Model", "is_closing"]
