@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from reconciler.core import advance as agent
 from reconciler.core import lead as leader
@@ -118,26 +119,26 @@ class Model:
         found: list[Callable[[], None]] = []
         for lrn, host in self.hosts.items():
             if not host.alive:
-                found.append(lambda lrn=lrn: self.restart(lrn))
+                found.append(partial(self.restart, lrn))
                 continue
             if host.doing:
-                found.append(lambda lrn=lrn: self.work(lrn))
+                found.append(partial(self.work, lrn))
             elif host.pending:
-                found.append(lambda lrn=lrn: self.act(lrn))
+                found.append(partial(self.act, lrn))
             else:
-                found.append(lambda lrn=lrn: self.look(lrn))
+                found.append(partial(self.look, lrn))
         if self.hosts[self.leading].alive:
             found.append(lambda: self.lead_look(self.leading))
-        found += [lambda lrn=lrn: self.lead_act(lrn) for lrn in self.orders]
+        found += [partial(self.lead_act, lrn) for lrn in self.orders]
         return found
 
     def troubles(self) -> list[Callable[[], None]]:
         found: list[Callable[[], None]] = [self.elect, self.push, self.stop, self.recover, self.tick]
         for lrn, host in self.hosts.items():
-            found += [lambda lrn=lrn: self.kill(lrn), lambda lrn=lrn: self.power_cut(lrn)]
-            found += [lambda lrn=lrn: self.breaks(lrn), lambda lrn=lrn: self.disable(lrn)]
+            found += [partial(self.kill, lrn), partial(self.power_cut, lrn)]
+            found += [partial(self.breaks, lrn), partial(self.disable, lrn)]
             if not host.alive:
-                found.append(lambda lrn=lrn: self.restart(lrn))
+                found.append(partial(self.restart, lrn))
         found.append(self.add)
         return found
 
