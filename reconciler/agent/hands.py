@@ -1,0 +1,67 @@
+"""What performing a step needs of the server: its drivers, its host, and what the operator configured. Built by `cli/compose`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from reconciler.core.artifact import Artifact, Key, Kind, Known, Pin
+from reconciler.core.state import Installed
+from reconciler.host.driver import Driver, Host, Progress, silent
+from reconciler.host.ledger import Ledger
+from reconciler.host.policy import HostPolicy
+
+
+class ContainerDriver(Driver, Protocol):
+    """What only the driver of images can: stop a container, and go back to the one before."""
+
+    def stop(self, key: Key) -> None:
+        """Stop the container; one that does not run is no error."""
+
+    def restore(self, key: Key) -> tuple[Artifact, str] | None:
+        """Start the previous one again: as it was asked for, and what `observe` says of it now. None where there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hands:
+    """One server's parts. `ending` is set when the agent is to end: what waits, stops waiting."""
+
+    host: Host
+    drivers: Mapping[Kind, Driver]
+    containers: ContainerDriver
+    ledger: Ledger
+    policy: HostPolicy
+    reboot_command: str = "systemctl reboot"
+    reboot_required_file: str = "/var/run/reboot-required"
+    alarm_after: float = 600.0
+    progress: Progress = silent
+    ending: threading.Event = field(default_factory=threading.Event)
+    wall: Callable[[], float] = lambda: 0.0
+
+    def look(self, artifacts: Iterable[Artifact | Known]) -> dict[Key, str]:
+        """What the host has of these: one look for each kind."""
+        found: dict[Key, str] = {}
+        by_kind: dict[Kind, list[Artifact | Known]] = {}
+        for artifact in artifacts:
+            by_kind.setdefault(artifact.key.kind, []).append(artifact)
+        for kind, some in by_kind.items():
+            found |= self.drivers[kind].observe(some)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Did:
+    """What a step found on the host at its end, and the facts to record with it."""
+
+    found: str = ""
+    installs: tuple[Installed, ...] = ()
+    removals: tuple[Key, ...] = ()
+
+
+def pin_of(artifact: Artifact, pins: Mapping[str, Pin]) -> Pin | None:
+    from reconciler.core.artifact import reference
+
+    name = reference(artifact)
+    return pins.get(name) if name else None

@@ -1,0 +1,46 @@
+"""*change*: look, make the host have the artifact as desired, look again. Only what the second look shows is recorded."""
+
+from __future__ import annotations
+
+from reconciler.agent.hands import Did, Hands, pin_of
+from reconciler.core.artifact import Artifact, Known
+from reconciler.core.lead import timestamp
+from reconciler.core.plan import Plan, Step
+from reconciler.core.state import Detail, Installed, Server
+from reconciler.errors import HostError
+
+
+def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
+    wanted = step.change
+    if step.subject is None or wanted is None:
+        raise HostError(f"step {step.id} names nothing that could be changed")
+    driver = hands.drivers[step.subject.kind]
+    if wanted.action == "remove":
+        driver.remove(step.subject)
+        return Did(removals=(step.subject,))
+    artifact = wanted.after
+    if artifact is None or isinstance(artifact, Known):
+        raise HostError(f"step {step.id} has no artifact as it is desired")
+    pin = pin_of(artifact, server.pins)
+    target = driver.target(artifact, pin)
+    found = hands.look([artifact]).get(step.subject)
+    if target is None or found != target:
+        driver.apply(artifact, pin)
+        if wanted.reboot:
+            # It runs only after the boot: the reboot step looks at it, and records it.
+            return Did(found=driver.target(artifact, pin) or artifact.version)
+        target = driver.target(artifact, pin)
+        found = hands.look([artifact]).get(step.subject)
+    if found is None or found != target:
+        raise HostError(
+            f"cannot verify {step.subject.subject} {artifact.version} on server {server.lrn}: "
+            f"wanted {target or 'it'}, found {found or 'nothing'}"
+        )
+    return Did(found, (installed(artifact, found, server, hands),))
+
+
+def installed(artifact: Artifact, found: str, server: Server, hands: Hands) -> Installed:
+    """The record of an artifact that the host was seen to have."""
+    revision = server.rollout.version if server.rollout else ""
+    detail = Detail(artifact, found, revision, timestamp(hands.wall()))
+    return Installed(artifact.key, artifact.version, detail)

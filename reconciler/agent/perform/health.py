@@ -1,0 +1,90 @@
+"""*health*: a container's, a server's after its reboot, or, in the phase *verify*, whether the host still has all that is recorded."""
+
+from __future__ import annotations
+
+from reconciler.agent.hands import Did, Hands, pin_of
+from reconciler.agent.perform.change import installed
+from reconciler.core.artifact import Artifact, Image, Known
+from reconciler.core.difference import drift
+from reconciler.core.plan import Plan, Step
+from reconciler.core.state import Server
+from reconciler.errors import HostError
+from reconciler.host.health import check
+
+
+class Restored(HostError):
+    """The new version did not get healthy and the previous one runs again: `did` has what to record."""
+
+    def __init__(self, message: str, did: Did) -> None:
+        super().__init__(message)
+        self.did = did
+
+
+def health(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
+    if step.subject is not None:
+        return _container(step, server, hands)
+    if step.phase == "verify":
+        return _verify(server, hands)
+    for wanted in plan.reboot.health:
+        check(hands.host, wanted, ending=hands.ending)
+    return Did()
+
+
+def _container(step: Step, server: Server, hands: Hands) -> Did:
+    artifact = step.change.after if step.change else None
+    if not isinstance(artifact, Image):
+        # A closing step of an older rollout, whose definition is no longer at hand: what is recorded is looked at.
+        recorded = server.recorded.get(step.subject) if step.subject else None
+        artifact = recorded.artifact if recorded and isinstance(recorded.artifact, Image) else None
+    if artifact is None or artifact.container is None:
+        return Did()
+    try:
+        _running(artifact, server, hands)
+        if artifact.container.health:
+            check(hands.host, artifact.container.health, ending=hands.ending)
+    except HostError as error:
+        raise _restored(artifact, server, hands, error) from None
+    return Did(hands.look([artifact]).get(artifact.key, ""))
+
+
+def _running(artifact: Image, server: Server, hands: Hands) -> None:
+    target = hands.containers.target(artifact, pin_of(artifact, server.pins))
+    found = hands.look([artifact]).get(artifact.key)
+    if found is None or found != target:
+        raise HostError(
+            f"{artifact.key.subject} does not run as asked for: wanted {target}, found {found or 'nothing'}"
+        )
+
+
+def _restored(artifact: Image, server: Server, hands: Hands, error: HostError) -> HostError:
+    """The error to report, after the previous version was started again where there is one."""
+    try:
+        before = hands.containers.restore(artifact.key)
+    except HostError as second:
+        return HostError(f"{error}\nand the previous version could not be started again: {second}")
+    if before is None:
+        return error
+    previous, found = before
+    record = installed(previous, found, server, hands)
+    return Restored(
+        f"{error}\nthe previous version {_version(previous)} was started again",
+        Did(found, installs=(record,)),
+    )
+
+
+def _version(artifact: Artifact | Known) -> str:
+    return artifact.version
+
+
+def _verify(server: Server, hands: Hands) -> Did:
+    recorded = {key: entry.detail.found for key, entry in server.recorded.items() if entry.detail}
+    known = [entry.artifact for entry in server.recorded.values() if entry.detail]
+    differs = drift(recorded, hands.look(known))
+    if differs:
+        lines = [
+            f"{change.key.subject}: recorded {change.before.version if change.before else 'nothing'}, "
+            f"found {change.after.version if change.after else 'nothing'}"
+            for change in differs
+        ]
+        raise HostError("the host does not have what was recorded: " + "; ".join(lines))
+    return Did()
