@@ -147,7 +147,9 @@ def _check_repo(repo: str) -> None:
     if "://" in repo:
         if not _URL.fullmatch(repo) and not _FILE_URL.fullmatch(repo):
             raise UsageError(f"cannot use {masked(repo)} as the repository: write {allowed}")
-    elif re.match(r"[A-Za-z0-9][A-Za-z0-9+.-]*::", repo):
+    elif "::" in repo.partition("/")[0]:
         raise UsageError(
             f"cannot use {masked(repo)} as the repository: it names a program to run; write {allowed}"
         )
+    elif ":" in repo.partition("/")[0] and not _SCP.fullmatch(repo) and not Path(repo).exists():
+        raise UsageError(f"cannot use {masked(repo)} as the repository: write {allowed}")
