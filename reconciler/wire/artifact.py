@@ -26,7 +26,7 @@ from reconciler.wire.document import Fields
 
 _UPDATES: dict[str, Update] = {"rolling": "rolling", "parallel": "parallel", "stop-all": "stop-all"}
 _CHECKS: tuple[Literal["http", "tcp", "hook"], ...] = ("http", "tcp", "hook")
-_CHECK_TIMEOUT = 60.0
+CHECK_TIMEOUT = 60.0
 
 
 def artifact_json(artifact: Artifact | Known) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _bind_json(bind: Bind) -> dict[str, Any]:
 def check_json(check: Check) -> dict[str, Any]:
     """A health check, as the YAML has it."""
     document: dict[str, Any] = {check.kind: check.target}
-    if check.timeout != _CHECK_TIMEOUT:
+    if check.timeout != CHECK_TIMEOUT:
         document["timeout"] = format_duration(check.timeout)
     return document
 
@@ -146,7 +146,7 @@ def _bind(fields: Fields) -> Bind:
 
 def check_from_fields(fields: Fields) -> Check:
     """A health check: `http`, `tcp` or `hook`, and how long it may take to pass."""
-    timeout = _CHECK_TIMEOUT
+    timeout = CHECK_TIMEOUT
     text = fields.optional_text("timeout")
     if text is not None:
         try:

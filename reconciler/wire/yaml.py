@@ -78,6 +78,16 @@ class Document:
     file: str
     root: Any
 
+    def at(self, path: Sequence[str | int]) -> Any:
+        """The value at `path`; None where there is none."""
+        value = self.value
+        for part in path:
+            try:
+                value = value[part]
+            except (KeyError, IndexError, TypeError):
+                return None
+        return value
+
     def place(self, path: Sequence[str | int] = ()) -> Mark:
         """Where the value at `path` begins; where that is not there, the innermost value around it."""
         return _mark(self._walk(path)[0])
