@@ -1,0 +1,426 @@
+"""The driver for Debian packages, from GitHub releases and from the server's APT sources. Called by the performer; not pure.
+
+What was fetched for a package lies in a directory of its own, `debs/<name>/<what it is>/`, published by its
+`fetched.json`, and stays until the host was looked at: a dpkg that was killed in the middle is repaired from there. Only
+a package that dpkg calls wholly installed counts. Nothing is removed but what stands in the ledger, and nothing along
+with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from reconciler.core.artifact import AptDeb, Artifact, Key, Known, Pin, ReleaseDeb
+from reconciler.errors import HostError, Unfetchable
+from reconciler.host import place
+from reconciler.host.apt import Apt
+from reconciler.host.dpkg import Control, Dpkg, Package, control
+from reconciler.host.driver import Host, Progress, silent
+from reconciler.host.ledger import Entry, Ledger
+
+if TYPE_CHECKING:
+    from reconciler.host.releases import Releases
+
+GITHUB = "https://api.github.com"
+LOCK_TIMEOUT = 120.0
+"""Seconds that dpkg's lock is waited for."""
+
+_MANIFEST = "fetched.json"
+_MANIFEST_LIMIT = 1 << 20
+Deb = ReleaseDeb | AptDeb
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What was fetched for one package: the directory, the package's own file in it, its version and checksum."""
+
+    directory: Path
+    file: Path
+    version: str
+    digest: str
+
+
+class Packages:
+    """Packages of one host. `token` and `proxy` may be set anew at any time: they come from the fleet's settings."""
+
+    def __init__(
+        self,
+        host: Host,
+        ledger: Ledger,
+        *,
+        github_api: str = GITHUB,
+        token: str | None = None,
+        proxy: str | None = None,
+        lock_timeout: float = LOCK_TIMEOUT,
+    ) -> None:
+        self._host = host
+        self._ledger = ledger
+        self._dpkg = Dpkg(host, lock_timeout)
+        self._apt = Apt(self._dpkg, proxy)
+        self._github_api = github_api
+        self._token = token
+        self._changing = threading.Lock()
+
+    def configure(self, token: str | None, proxy: str | None) -> None:
+        """Take over the fleet's settings as they are now."""
+        self._token = token
+        self._apt.proxy = proxy
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+        """Each package's version as dpkg has it, with its state where it is not wholly installed; one `dpkg-query` for all."""
+        wanted = [artifact for artifact in artifacts if artifact.key.kind == "deb"]
+        if not wanted:
+            return {}
+        packages = self._dpkg.packages()
+        found = {artifact.key: packages[artifact.name] for artifact in wanted if artifact.name in packages}
+        return {
+            artifact.key: self._text(artifact, package)
+            for artifact in wanted
+            if (package := found.get(artifact.key)) is not None and package.there
+        }
+
+    def _text(self, artifact: Artifact | Known, package: Package) -> str:
+        entry = self._ledger.get(artifact.key)
+        other = (
+            isinstance(artifact, ReleaseDeb)
+            and artifact.sha256 is not None
+            and entry is not None
+            and entry.digest not in ("", _digest(artifact.sha256))
+        )
+        # dpkg keeps no checksum of a .deb: only the ledger knows that the same version came from another file.
+        return f"{package.text} from another file" if other and package.installed else package.text
+
+    def held(self) -> tuple[str, ...]:
+        """The packages that somebody put on hold on this host, sorted."""
+        return tuple(sorted(package.name for package in self._dpkg.packages().values() if package.held))
+
+    def target(self, artifact: Artifact, pin: Pin | None) -> str | None:
+        """The version that dpkg will have: exact for APT; for a release what its .deb says, once that is known here."""
+        match artifact:
+            case AptDeb():
+                return artifact.version
+            case ReleaseDeb():
+                digest = _wanted(artifact, pin)
+                if digest and (parcel := self._parcel(artifact, digest)):
+                    return parcel.version
+                entry = self._ledger.get(artifact.key)
+                return entry.found or None if entry and _same(entry, artifact, digest) else None
+            case _:
+                return None
+
+    def resolve(self, artifact: Artifact) -> Pin | None:
+        """What the leader pins a release to: its file's checksum and address. None for what needs no pin."""
+        if not isinstance(artifact, ReleaseDeb):
+            return None
+        return self._releases().resolve(artifact, self._dpkg.architecture)
+
+    def _releases(self) -> Releases:
+        # Imported here: HTTP is not needed to look, and `--dry-run` is to be quick.
+        from reconciler.host.releases import Releases
+
+        return Releases(self._github_api, self._token, self._apt.proxy)
+
+    # --- fetching ----------------------------------------------------------------------------------------------------
+
+    def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:
+        """Bring the package, and through apt what it depends on, into its directory. Nothing to do where it is there."""
+        match artifact:
+            case ReleaseDeb():
+                self._fetch_release(artifact, pin, progress)
+            case AptDeb():
+                self._fetch_apt(artifact)
+            case _:
+                raise TypeError(f"{artifact} is no package")
+
+    def _fetch_release(self, deb: ReleaseDeb, pin: Pin | None, progress: Progress) -> None:
+        releases = self._releases()
+        digest = _wanted(deb, pin)
+        if digest and self._parcel(deb, digest):
+            return
+        found = pin or releases.resolve(deb, self._dpkg.architecture)
+        directory = self._directory(deb, _digest(found.digest))
+        file = directory / f"{deb.name}.deb"
+        releases.fetch(replace(found, digest=digest or found.digest), file, deb.key.subject, progress)
+        said = self._check(deb, file)
+        self._require_room(deb, said)
+        if self._apt.there:
+            self._apt.fetch(place.seen(self._host, file), directory)
+        self._publish(Parcel(directory, file, said.version, _digest(found.digest)))
+
+    def _check(self, deb: ReleaseDeb, file: Path) -> Control:
+        """What the file says of itself, if that is what was asked for; else it is not kept."""
+        try:
+            found = control(file)
+            wanted = (self._dpkg.architecture, "all")
+            if found.package != deb.name or found.architecture not in wanted:
+                raise Unfetchable(
+                    f"cannot use release {deb.release} of {deb.owner}/{deb.repository} for deb {deb.name}: its file is "
+                    f"package {found.package} for {found.architecture}, and not {deb.name} for {' or '.join(wanted)}"
+                )
+        except Unfetchable:
+            file.unlink(missing_ok=True)
+            raise
+        return found
+
+    def _require_room(self, deb: Deb, said: Control) -> None:
+        place.require_space(place.inside(self._host, "/usr"), said.size, f"deb {deb.name} {said.version}")
+
+    def _fetch_apt(self, deb: AptDeb) -> None:
+        if self._parcel(deb, ""):
+            return
+        if not self._apt.there:
+            raise HostError(
+                f"cannot fetch deb {deb.name} {deb.version} on server {self._host.lrn}: the host has no apt-get; "
+                "name a release instead"
+            )
+        directory = self._directory(deb, "")
+        installed = self._dpkg.packages().get(deb.name)
+        self._apt.fetch(f"{deb.name}={deb.version}", directory)
+        file = self._own_file(deb, directory)
+        if file is None and not (installed and installed.installed and installed.version == deb.version):
+            raise Unfetchable(f"cannot fetch deb {deb.name} {deb.version}: apt brought no such file")
+        if file is None:
+            # It is installed already, so apt has nothing to bring; the host is left as it is.
+            return
+        from reconciler.ground.download import file_sha256
+
+        self._require_room(deb, control(file))
+        self._publish(Parcel(directory, file, deb.version, file_sha256(file)))
+
+    def _own_file(self, deb: AptDeb, directory: Path) -> Path | None:
+        for file in sorted(directory.glob("*.deb")):
+            found = control(file)
+            if (found.package, found.version) == (deb.name, deb.version):
+                return file
+        return None
+
+    # --- changing ----------------------------------------------------------------------------------------------------
+
+    def apply(self, artifact: Artifact, pin: Pin | None) -> None:
+        """Make the host have the package at its version, from what was fetched. Waits for dpkg's lock, repairs first."""
+        if not isinstance(artifact, AptDeb | ReleaseDeb):
+            raise TypeError(f"{artifact} is no package")
+        with self._changing:
+            self._apply(artifact, self._parcel(artifact, _wanted(artifact, pin) or ""))
+
+    def _apply(self, deb: Deb, parcel: Parcel | None) -> None:
+        packages = self._dpkg.packages()
+        before = packages.get(deb.name)
+        version = parcel.version if parcel else deb.version if isinstance(deb, AptDeb) else None
+        self._refuse_held(deb, before, version)
+        if parcel:
+            self._verify(deb, parcel)
+            entry = self._ledger.get(deb.key)
+            self._ledger.put(self._entry(deb, parcel, entry.found if entry and entry.artifact == deb else ""))
+        self._dpkg.repair(packages, self._cached(deb.name, parcel))
+        now = self._dpkg.packages().get(deb.name)
+        if parcel is None:
+            self._require(deb, now, version)
+            return
+        again = before is not None and before.installed and before.version == parcel.version
+        if again or now is None or not now.installed or now.version != parcel.version:
+            self._install(deb, parcel, again)
+        self._require(deb, self._dpkg.packages().get(deb.name), parcel.version)
+        self._ledger.put(self._entry(deb, parcel, parcel.version))
+        self._tidy(parcel)
+
+    def _refuse_held(self, deb: Deb, package: Package | None, version: str | None) -> None:
+        if package is not None and package.held and package.installed and package.version != version:
+            raise HostError(
+                f"cannot change deb {deb.name} on server {self._host.lrn} from {package.version} to {version or deb.version}: "
+                f"it is on hold there; release it with `apt-mark unhold {deb.name}`, or ask for {package.version}"
+            )
+
+    def _install(self, deb: Deb, parcel: Parcel, again: bool) -> None:
+        """Through apt, so that dependencies come along; by dpkg alone where there is no apt, or where apt refuses to help."""
+        if not self._apt.there:
+            self._dpkg.install([parcel.file])
+            return
+        what = (
+            place.seen(self._host, parcel.file)
+            if isinstance(deb, ReleaseDeb)
+            else f"{deb.name}={deb.version}"
+        )
+        try:
+            self._apt.install(what, parcel.directory, reinstall=again)
+        except HostError:
+            # apt does nothing at all while one package is broken or the version has left the archive; dpkg does.
+            now = self._dpkg.packages().get(deb.name)
+            if now is not None and now.state == "half-configured":
+                raise  # its own script failed: once more would only run it twice
+            if self._dpkg.install([parcel.file], check=False).status:
+                raise
+
+    def _require(self, deb: Deb, package: Package | None, version: str | None) -> None:
+        if package is None or not package.installed or package.version != (version or package.version):
+            found = package.text if package and package.there else "nothing"
+            raise HostError(
+                f"cannot install deb {deb.name} {version or deb.version} on server {self._host.lrn}: dpkg has {found}"
+                + ("" if version else ", and nothing was fetched for it")
+            )
+
+    def remove(self, key: Key) -> None:
+        """Remove the package, configuration files kept, if it stands in the ledger and nothing else needs it."""
+        with self._changing:
+            self._remove(key)
+
+    def _remove(self, key: Key) -> None:
+        entry = self._ledger.get(key)
+        packages = self._dpkg.packages()
+        package = packages.get(key.name)
+        if package is not None and package.there:
+            self._refuse_removal(key, package, entry)
+            self._dpkg.repair(packages, self._cached(key.name, None))
+            self._take_away(key.name)
+        if entry is not None:
+            self._ledger.drop(key)
+        shutil.rmtree(self._shelf(key.name), ignore_errors=True)
+
+    def _refuse_removal(self, key: Key, package: Package, entry: Entry | None) -> None:
+        what = f"cannot remove deb {key.name} {package.version} from server {self._host.lrn}"
+        if entry is None:
+            raise HostError(f"{what}: it is not in this host's ledger, so it was not installed from here")
+        if package.essential:
+            raise HostError(f"{what}: the package is essential, and the system may not work without it")
+        if package.held:
+            raise HostError(f"{what}: it is on hold there; release it with `apt-mark unhold {key.name}`")
+        if users := self._dpkg.needed_by(key.name):
+            raise HostError(f"{what}: {', '.join(users)} need{'s' if len(users) == 1 else ''} it")
+
+    def _take_away(self, name: str) -> None:
+        now = self._dpkg.packages().get(name)
+        if now is None or not now.there:
+            return
+        if now.broken:
+            self._dpkg.remove_broken(name)
+        else:
+            self._dpkg.remove(name)
+        left = self._dpkg.packages().get(name)
+        if left is not None and left.there:
+            raise HostError(
+                f"cannot remove deb {name} from server {self._host.lrn}: dpkg still has {left.text}"
+            )
+
+    # --- what was fetched --------------------------------------------------------------------------------------------
+
+    def _shelf(self, name: str) -> Path:
+        return place.shared(self._host) / "debs" / quote(name, safe="+")
+
+    def _directory(self, deb: Deb, digest: str) -> Path:
+        which = digest if isinstance(deb, ReleaseDeb) else f"apt-{quote(deb.version, safe='+~')}"
+        return self._shelf(deb.name) / which
+
+    def _publish(self, parcel: Parcel) -> None:
+        document = {"file": parcel.file.name, "version": parcel.version, "digest": parcel.digest}
+        place.publish(parcel.directory / _MANIFEST, json.dumps(document))
+
+    def _parcel(self, deb: Deb, digest: str) -> Parcel | None:
+        """What was fetched, whole, for this package; None where that was not done or is gone."""
+        if isinstance(deb, ReleaseDeb) and not digest:
+            return None
+        return _read_parcel(self._directory(deb, digest))
+
+    def _verify(self, deb: Deb, parcel: Parcel) -> None:
+        from reconciler.ground.download import file_sha256
+
+        if file_sha256(parcel.file) != parcel.digest:
+            shutil.rmtree(parcel.directory, ignore_errors=True)
+            raise HostError(
+                f"cannot install deb {deb.name} {parcel.version} on server {self._host.lrn}: what was fetched was damaged "
+                "since; it is thrown away, and fetched again the next time"
+            )
+
+    def _cached(self, name: str, parcel: Parcel | None) -> dict[str, Path]:
+        """The .deb files that a broken package can be installed from: what came for `name`, and what the ledger's packages have."""
+        found = {
+            key.name: Path(entry.file)
+            for key, entry in self._ledger.entries().items()
+            if key.kind == "deb" and entry.file and Path(entry.file).is_file()
+        }
+        if parcel:
+            for file in sorted(parcel.directory.glob("*.deb")):
+                with contextlib.suppress(Unfetchable):
+                    found[control(file).package] = file
+            found[name] = parcel.file
+        return found
+
+    def _entry(self, deb: Deb, parcel: Parcel, found: str) -> Entry:
+        return Entry(deb, found=found, digest=parcel.digest, file=str(parcel.file))
+
+    def _tidy(self, parcel: Parcel) -> None:
+        """Throw away what was fetched for other versions, now that this one is on the host."""
+        for directory in _directories(parcel.directory.parent):
+            if directory != parcel.directory:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def tidy(self, wanted: Iterable[Key]) -> None:
+        """Throw away what was fetched for packages that are neither wanted nor ours: a revision that was never applied."""
+        keep = {self._shelf(key.name).name for key in (*wanted, *self._ledger.entries()) if key.kind == "deb"}
+        for shelf in _directories(place.shared(self._host) / "debs"):
+            if shelf.name not in keep:
+                shutil.rmtree(shelf, ignore_errors=True)
+
+    def adopt(self, artifact: Artifact | Known) -> bool:
+        """Enter a package that is on the host already in the ledger; False where it is not wholly there."""
+        package = self._dpkg.packages().get(artifact.name)
+        if package is None or not package.installed:
+            return False
+        if not self._ledger.has(artifact.key):
+            self._ledger.put(Entry(artifact, found=package.version, origin="adopted"))
+        return True
+
+
+def _directories(parent: Path) -> Iterator[Path]:
+    with contextlib.suppress(FileNotFoundError):
+        yield from sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
+
+
+def _read_parcel(directory: Path) -> Parcel | None:
+    try:
+        with (directory / _MANIFEST).open("rb") as file:
+            document: Any = json.loads(file.read(_MANIFEST_LIMIT))
+        parcel = Parcel(
+            directory,
+            directory / Path(document["file"]).name,
+            str(document["version"]),
+            str(document["digest"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there, or damaged: it is fetched again
+    return parcel if parcel.file.is_file() else None
+
+
+def _digest(text: str) -> str:
+    return text.removeprefix("sha256:").lower()
+
+
+def _wanted(artifact: Artifact, pin: Pin | None) -> str | None:
+    """The checksum that the package must have, in hex; None while neither git nor the rollout has fixed it."""
+    if not isinstance(artifact, ReleaseDeb):
+        return None
+    asked = _digest(artifact.sha256) if artifact.sha256 else None
+    fixed = _digest(pin.digest) if pin else None
+    if asked and fixed and asked != fixed:
+        raise Unfetchable(
+            f"cannot use deb {artifact.name}, release {artifact.release}: the desired state says SHA-256 {asked}, and the "
+            f"rollout pinned it to {fixed}"
+        )
+    return asked or fixed
+
+
+def _same(entry: Entry, deb: ReleaseDeb, digest: str | None) -> bool:
+    """Whether the ledger's entry is of this very release."""
+    known = entry.artifact
+    if not isinstance(known, ReleaseDeb) or replace(known, sha256=None) != replace(deb, sha256=None):
+        return False
+    return digest is None or entry.digest == digest
