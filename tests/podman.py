@@ -9,18 +9,15 @@ import contextlib
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-
-MISSING = [name for name in ("podman", "runc", "docker-registry", "busybox") if not shutil.which(name)]
 
 
 def configure(directory: Path) -> dict[str, str]:
     """The environment that makes podman keep everything below `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    storage, engine, registries = (
-        directory / name for name in ("storage.conf", "containers.conf", "registries.conf")
-    )
+    storage, engine = directory / "storage.conf", directory / "containers.conf"
     storage.write_text(
         f'[storage]\ndriver = "vfs"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
     )
@@ -29,8 +26,6 @@ def configure(directory: Path) -> dict[str, str]:
         '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
         f'tmp_dir = "{directory}/tmp"\n'
     )
-    # For the service that stands in for docker's daemon: podman itself is told on its command line.
-    registries.write_text('[[registry]]\nprefix = "*.loopback"\nlocation = "127.0.0.1"\ninsecure = true\n')
     return {
         "CONTAINERS_STORAGE_CONF": str(storage),
         "CONTAINERS_CONF": str(engine),
@@ -47,6 +42,36 @@ def podman_below(directory: Path) -> Iterator[Mapping[str, str]]:
         podman(environment, "rm", "--all", "--force", "--time", "0")
         podman(environment, "rmi", "--all", "--force")
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def docker_daemon(environment: Mapping[str, str], directory: Path, registry: str) -> Iterator[str]:
+    """What stands in for docker's daemon: podman's service, which speaks its API. Gives the value of DOCKER_HOST."""
+    # docker itself speaks plain HTTP to loopback registries; this service has to be told.
+    (directory / "registries.conf").write_text(f'[[registry]]\nlocation = "{registry}"\ninsecure = true\n')
+    address = f"unix://{directory}/docker.sock"
+    service = subprocess.Popen(
+        ["podman", "system", "service", "--time", "0", address],
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": "/root",
+            "CONTAINERS_REGISTRIES_CONF": str(directory / "registries.conf"),
+            **environment,
+        },
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 10
+        while not (directory / "docker.sock").exists():
+            if time.monotonic() > deadline or service.poll() is not None:
+                raise RuntimeError("podman's service did not start")
+            time.sleep(0.02)
+        yield address
+    finally:
+        service.terminate()
+        service.wait(10)
 
 
 def podman(environment: Mapping[str, str], *argv: str, check: bool = False) -> str:

@@ -40,16 +40,15 @@ _UNPACKED = 4
 """How much room an image takes while it is pulled, for each byte of its download: the download and what is unpacked."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
+# A connection that broke off ("unexpected EOF") is not among these: the next attempt may bring the rest.
 _CONTENT_IS_WRONG = (
     "did not match",
     "does not match",
-    "unexpected eof",
     "invalid checksum",
     "verification failed",
     "corrupt",
     "checksum",
     "invalid tar header",
-    "unexpected end of",
 )
 
 _log = logging.getLogger(__name__)

@@ -5,17 +5,14 @@ Each try is bounded and all of them together by the check's own timeout; what wa
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable
 from typing import assert_never
 
 from reconciler.core.artifact import Check
-from reconciler.errors import HeldBack, HostError, UsageError
+from reconciler.errors import HeldBack, HostError, Unavailable, Unfetchable, UsageError
+from reconciler.ground.download import ask
 from reconciler.host.definition import substitute
 from reconciler.host.driver import Host
 from reconciler.host.hooks import run_hook
@@ -60,7 +57,7 @@ def look(host: Host, wanted: Check) -> str | None:
 def _try(host: Host, wanted: Check, target: str, timeout: float) -> str | None:
     match wanted.kind:
         case "http":
-            return _in_time(lambda: _http(target, timeout), timeout)
+            return _http(target, timeout)
         case "tcp":
             return _tcp(target, timeout)
         case "hook":
@@ -70,26 +67,15 @@ def _try(host: Host, wanted: Check, target: str, timeout: float) -> str | None:
 
 
 def _http(url: str, timeout: float) -> str | None:
-    # Never through a proxy: it is this server that is asked.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=timeout) as reply:
-            return None if 200 <= reply.status < 300 else f"status {reply.status}"
-    except urllib.error.HTTPError as error:
-        with error:
-            return f"status {error.code} {_shown(error)}".rstrip()
-    except urllib.error.URLError as error:
-        return str(error.reason)
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        return str(error) or type(error).__name__
-
-
-def _shown(error: urllib.error.HTTPError) -> str:
-    try:
-        body = error.read(_BODY)
-    except (OSError, http.client.HTTPException):
-        return ""
-    return " ".join("".join(c if c.isprintable() else " " for c in body.decode(errors="replace")).split())
+        # Never through a proxy: it is this server that is asked.
+        answer = ask(url, timeout=timeout, max_bytes=_BODY, proxy="", cut=True)
+    except (Unavailable, Unfetchable) as error:
+        return str(error)
+    if 200 <= answer.status < 300:
+        return None
+    text = "".join(letter if letter.isprintable() else " " for letter in answer.body.decode(errors="replace"))
+    return f"status {answer.status} {' '.join(text.split())}".rstrip()
 
 
 def _tcp(target: str, timeout: float) -> str | None:
@@ -109,12 +95,3 @@ def _hook(host: Host, name: str, timeout: float) -> str | None:
     except HostError as error:
         return str(error)
     return None
-
-
-def _in_time(attempt: Callable[[], str | None], timeout: float) -> str | None:
-    """A try that ends in `timeout` seconds even if the other side drips a byte at a time, each within the socket's own timeout."""
-    outcome: list[str | None] = []
-    thread = threading.Thread(target=lambda: outcome.append(attempt()), daemon=True)
-    thread.start()
-    thread.join(timeout + 0.5)
-    return outcome[0] if outcome else f"no whole answer within {timeout:g} s"

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
-import http.client
 import json
 import re
-import socket
-import ssl
-import threading
 import time
 import urllib.parse
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reconciler.errors import HostError, Unavailable, Unfetchable
+from reconciler.ground.download import Answer, ask
 
 _MANIFESTS = (
     "application/vnd.oci.image.index.v1+json",
@@ -34,7 +29,6 @@ _MANIFESTS = (
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _CHALLENGE = re.compile(r'([a-zA-Z]+)="([^"]*)"')
 _BODY_LIMIT = 4 << 20
-_REDIRECTS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +144,7 @@ class Registry:
         repository = repository_of(name)
         manifest = self._document(repository, digest)
         if "manifests" in manifest:
-            chosen = next(
-                (
-                    entry["digest"]
-                    for entry in manifest["manifests"]
-                    if entry.get("platform", {}).get("os") == "linux"
-                    and entry.get("platform", {}).get("architecture") == architecture
-                ),
-                None,
-            )
+            chosen = _for_machine(manifest["manifests"], architecture)
             if chosen is None:
                 raise Unfetchable(f"cannot use {name}@{digest}: it has no image for linux/{architecture}")
             manifest = self._document(repository, chosen)
@@ -178,27 +164,27 @@ class Registry:
             )
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
             raise Unfetchable(f"cannot use {repository}@{digest}: its manifest is no JSON object")
         return document
 
-    def _manifest(self, repository: Repository, reference: str, method: str) -> _Reply:
+    def _manifest(self, repository: Repository, reference: str, method: str) -> Answer:
         url = f"{repository.api}/v2/{repository.path}/manifests/{urllib.parse.quote(reference, safe=':')}"
         what = f"{repository}{'@' if _DIGEST.fullmatch(reference) else ':'}{reference}"
         deadline = time.monotonic() + self._timeout
         login = login_from(self.credentials, repository)
-        reply = self._ask(what, method, url, None, deadline)
+        reply = self._ask(repository, method, url, None, deadline)
         if reply.status == 401:
             authorization = self._authorize(what, repository, reply, login, deadline)
             if authorization:
-                reply = self._ask(what, method, url, authorization, deadline)
+                reply = self._ask(repository, method, url, authorization, deadline)
         self._check(what, repository, reply, login)
         return reply
 
     def _authorize(
-        self, what: str, repository: Repository, reply: _Reply, login: Login | None, deadline: float
+        self, what: str, repository: Repository, reply: Answer, login: Login | None, deadline: float
     ) -> str | None:
         """The `Authorization` that a 401 asks for: the login itself, or a token, which needs no login where all may read."""
         scheme, _, rest = reply.headers.get("www-authenticate", "").partition(" ")
@@ -217,7 +203,7 @@ class Registry:
             query["service"] = service
         joint = "&" if "?" in realm else "?"
         url = f"{realm}{joint}{urllib.parse.urlencode(query)}"
-        answer = self._ask(what, "GET", url, login.header if login else None, deadline)
+        answer = self._ask(repository, "GET", url, login.header if login else None, deadline)
         self._check(what, repository, answer, login)
         try:
             found = json.loads(answer.body)
@@ -226,7 +212,7 @@ class Registry:
             token = None
         return f"Bearer {token}" if isinstance(token, str) and token.isprintable() else None
 
-    def _check(self, what: str, repository: Repository, reply: _Reply, login: Login | None) -> None:
+    def _check(self, what: str, repository: Repository, reply: Answer, login: Login | None) -> None:
         """Raise what the status of a reply means."""
         if reply.status == 200:
             return
@@ -246,93 +232,30 @@ class Registry:
             raise Unavailable(f"cannot ask for {what} now: the registry's rate limit is reached (429)")
         raise Unavailable(f"cannot ask for {what} now: the registry answered {reply.status}")
 
-    def _ask(self, what: str, method: str, url: str, authorization: str | None, deadline: float) -> _Reply:
-        """One question; redirects are followed, and the authorization goes to no other host than the first."""
-        for _ in range(_REDIRECTS + 1):
-            reply = self._once(what, method, url, authorization, deadline)
-            if reply.status not in (301, 302, 303, 307, 308):
-                return reply
-            target = urllib.parse.urljoin(url, reply.headers.get("location", ""))
-            before, after = urllib.parse.urlsplit(url), urllib.parse.urlsplit(target)
-            if after.scheme not in ("https", before.scheme):
-                raise Unavailable(f"cannot ask for {what}: {before.netloc} sends on to {after.scheme}://")
-            if after.netloc != before.netloc:
-                authorization = None
-            url = target
-        raise Unavailable(f"cannot ask for {what} now: more than {_REDIRECTS} redirects, the last to {url}")
-
-    def _once(self, what: str, method: str, url: str, authorization: str | None, deadline: float) -> _Reply:
-        parts = urllib.parse.urlsplit(url)
-        headers = {"Accept": ", ".join(_MANIFESTS), "User-Agent": "reconciler"}
+    def _ask(
+        self, repository: Repository, method: str, url: str, authorization: str | None, deadline: float
+    ) -> Answer:
+        headers = {"Accept": ", ".join(_MANIFESTS)}
         if authorization:
             headers["Authorization"] = authorization
-        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        try:
-            with self._connection(parts, deadline) as connection, _hung_up_at(deadline, connection):
-                connection.request(method, path, headers=headers)
-                answer = connection.getresponse()
-                body = answer.read(_BODY_LIMIT + 1) if method != "HEAD" else b""
-                if len(body) > _BODY_LIMIT:
-                    raise Unfetchable(
-                        f"cannot use {what}: {parts.netloc} sent more than {_BODY_LIMIT >> 20} MiB"
-                    )
-                named = {key.lower(): value for key, value in answer.getheaders()}
-                return _Reply(answer.status, named, body)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            why = (
-                f"no whole answer within {self._timeout:g} s"
-                if time.monotonic() >= deadline
-                else str(error) or type(error).__name__
-            )
-            raise Unavailable(f"cannot ask for {what} now: {parts.netloc}: {why}") from None
-
-    @contextlib.contextmanager
-    def _connection(
-        self, parts: urllib.parse.SplitResult, deadline: float
-    ) -> Iterator[http.client.HTTPConnection]:
-        left = max(0.1, deadline - time.monotonic())
-        host, port = parts.hostname or "", parts.port
-        proxy = None if host == "localhost" or host.startswith("127.") else self._proxy
-        via = urllib.parse.urlsplit(proxy) if proxy else None
-        connection: http.client.HTTPConnection
-        if parts.scheme == "https":
-            target = (via.hostname or "", via.port or 3128) if via else (host, port)
-            connection = http.client.HTTPSConnection(
-                *target, timeout=left, context=ssl.create_default_context()
-            )
-            if via:
-                connection.set_tunnel(host, port or 443)
-        else:
-            connection = http.client.HTTPConnection(host, port, timeout=left)
-        try:
-            yield connection
-        finally:
-            connection.close()
+        return ask(
+            url,
+            method=method,
+            headers=headers,
+            timeout=max(0.1, deadline - time.monotonic()),
+            max_bytes=_BODY_LIMIT,
+            proxy="" if repository.loopback else self._proxy,
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Reply:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-@contextlib.contextmanager
-def _hung_up_at(deadline: float, connection: http.client.HTTPConnection) -> Iterator[None]:
-    """End the connection at the deadline, however slowly the other side drips: a socket's own timeout begins anew with each byte."""
-
-    def hang_up() -> None:
-        if connection.sock is not None:
-            with contextlib.suppress(OSError):
-                connection.sock.shutdown(socket.SHUT_RDWR)
-
-    timer = threading.Timer(max(0.0, deadline - time.monotonic()), hang_up)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
+def _for_machine(entries: Any, architecture: str) -> str | None:
+    """The digest of the first image in a list of images that is for this machine."""
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(platform := entry.get("platform"), dict):
+            found = (platform.get("os"), platform.get("architecture"))
+            if found == ("linux", architecture) and _DIGEST.fullmatch(str(entry.get("digest"))):
+                return str(entry["digest"])
+    return None
 
 
 def _without_scheme(name: str) -> str:
