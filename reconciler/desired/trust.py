@@ -126,11 +126,11 @@ def _keyring(trust: Trust) -> Iterator[Path]:
     """A GnuPG home of its own, with the trusted keys and nothing else, for as long as it is needed."""
     with tempfile.TemporaryDirectory(prefix="reconciler-gpg-", ignore_cleanup_errors=True) as directory:
         home = Path(directory)
-        # A key is in this keyring because the host's administrator put it there: that is the trust.
-        (home / "gpg.conf").write_text("trust-model always\nno-auto-key-retrieve\nno-autostart\n")
         for file in (trust.keyring, trust.revoked_keys):
             if file is not None:
                 process.run([*_IMPORT, file.absolute()], timeout=_TIMEOUT, env={"GNUPGHOME": directory})
+        # A key is in this keyring because the host's administrator put it there: that is the trust.
+        (home / "gpg.conf").write_text("trust-model always\nno-auto-key-retrieve\nno-autostart\n")
         yield home
 
 
