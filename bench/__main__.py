@@ -1,0 +1,71 @@
+"""`python -m bench [--runs N] [--output FILE] [SUBJECT…]`: prints one table and writes one JSON file. Run by `make bench`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from bench import dry_run, fleet, start, validation
+from bench.machine import facts
+from bench.measure import Figure, NotMeasured, table
+from bench.stage import RECONCILE, Stage, stage
+
+SUBJECTS: Mapping[str, Callable[[Stage, int], Iterator[Figure]]] = {
+    "start": start.figures,
+    "dry-run": dry_run.figures,
+    "validate": validation.figures,
+    "fleet": fleet.figures,
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description="Measure reconcile beside peers and floors."
+    )
+    parser.add_argument("--runs", type=int, default=7, help="runs of each program, at least 5 (default: 7)")
+    parser.add_argument("--output", type=Path, default=Path("bench.json"), help="default: bench.json")
+    parser.add_argument(
+        "subjects", nargs="*", metavar="SUBJECT", help=f"of {', '.join(SUBJECTS)}; default: all"
+    )
+    called = parser.parse_args()
+    if called.runs < 5:
+        parser.error("--runs: a median of fewer than 5 says nothing")
+    if unknown := set(called.subjects) - set(SUBJECTS):
+        parser.error(f"no such subject: {', '.join(sorted(unknown))}; there are {', '.join(SUBJECTS)}")
+    if not RECONCILE.exists():
+        print(f"cannot measure: {RECONCILE} is not there; run `make bench`", file=sys.stderr)
+        return 1
+
+    machine = facts()
+    figures: list[Figure] = []
+    failures: list[str] = []
+    for name in called.subjects or SUBJECTS:
+        print(f"{name} …", flush=True)
+        try:
+            # An etcd and a directory for each: no subject meets what another one left.
+            with tempfile.TemporaryDirectory(prefix="bench-") as directory, stage(Path(directory)) as made:
+                figures.extend(SUBJECTS[name](made, called.runs))
+        except NotMeasured as reason:
+            failures.append(f"{name}: {reason}")
+    print(f"\n{table(figures)}\n")
+    print(f"{machine['cpu']}, {machine['cores']} cores, {machine['system']}, Python {machine['python']}")
+    for failure in failures:
+        print(f"not measured: {failure}", file=sys.stderr)
+    written = {
+        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": machine,
+        "figures": [figure.as_json() for figure in figures],
+        "not_measured": failures,
+    }
+    called.output.write_text(json.dumps(written, indent=2) + "\n")
+    print(f"written to {called.output}")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

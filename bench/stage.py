@@ -1,0 +1,179 @@
+"""What the subjects measure against: an etcd, a repository, documents and recorded servers, made for one run.
+
+Fills etcd through its own JSON gateway, not through the program that is measured, which stays out of this process.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.measure import Command, NotMeasured
+
+ROOT = Path(__file__).parent.parent
+RECONCILE = Path(sys.executable).with_name("reconcile")
+OPERATIONS = 128
+"""How many etcd takes in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One run's directory, and the etcd in it."""
+
+    directory: Path
+    endpoint: str
+
+    def reconcile(self, *argv: str, status: int = 0, cwd: Path | None = None) -> Command:
+        """The command, told of this etcd and a state directory here."""
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RECONCILER_")},
+            "RECONCILER_ETCD": self.endpoint,
+            "RECONCILER_STATE_DIR": str(self.directory / "state"),
+        }
+        return Command([RECONCILE, *argv], cwd=cwd or self.directory, env=environment, status=status)
+
+    def put(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Write keys into etcd, many at a time."""
+        batch: list[dict[str, object]] = []
+        for key, value in pairs:
+            batch.append({"requestPut": {"key": _encoded(key), "value": _encoded(value)}})
+            if len(batch) == OPERATIONS:
+                self._call("kv/txn", {"success": batch})
+                batch = []
+        if batch:
+            self._call("kv/txn", {"success": batch})
+
+    def _call(self, method: str, body: object) -> None:
+        request = urllib.request.Request(
+            f"{self.endpoint}/v3/{method}", json.dumps(body).encode(), method="POST"
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            answer.read()
+
+
+def _encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@contextlib.contextmanager
+def stage(directory: Path) -> Iterator[Stage]:
+    """An etcd of one member in `directory`, ended with the block."""
+    program = shutil.which("etcd")
+    if not program:
+        raise NotMeasured("etcd is not installed (Debian: etcd-server)")
+    client, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    argv = [program, "--data-dir", str(directory / "etcd"), "--name", "bench", "--logger", "zap"]
+    argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
+    argv += [
+        "--listen-peer-urls",
+        peer,
+        "--initial-advertise-peer-urls",
+        peer,
+        "--initial-cluster",
+        f"bench={peer}",
+    ]
+    with (directory / "etcd.log").open("wb") as log:
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait(f"{client}/health", child)
+        yield Stage(directory, client)
+    finally:
+        child.terminate()
+        child.wait(20)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait(address: str, child: subprocess.Popen[bytes]) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=2) as answer:
+            if b"true" in answer.read():
+                return
+        if child.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise NotMeasured("etcd did not start")
+
+
+def repository(directory: Path, documents: Path) -> Path:
+    """A repository whose `desired-state` is a copy of `documents`, at one commit."""
+    shutil.copytree(documents, directory / "desired-state")
+    identity = ["-c", "user.name=bench", "-c", "user.email=bench@example.invalid"]
+    for argv in (
+        ["init", "--quiet", "--initial-branch=main"],
+        ["add", "--all"],
+        [*identity, "commit", "--quiet", "-m", "bench"],
+    ):
+        subprocess.run(["git", *argv], cwd=directory, check=True, timeout=60, stdin=subprocess.DEVNULL)
+    return directory
+
+
+def real_set(stage: Stage) -> Path:
+    """A repository with the desired state of this one."""
+    return repository(stage.directory / "real", ROOT / "desired-state")
+
+
+def planned(stage: Stage, repo: Path) -> list[dict[str, Any]]:
+    """What a server with nothing on it would be given, as the plan has it."""
+    command = stage.reconcile("--dry-run", "--repo", str(repo), "--output", "json")
+    done = subprocess.run(
+        [*command.argv],
+        cwd=command.cwd,
+        env=command.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise NotMeasured(f"reconcile --dry-run ended with {done.returncode}: {done.stderr.strip()}")
+    changes: list[dict[str, Any]] = json.loads(done.stdout)["servers"][0]["changes"]
+    return changes
+
+
+def documents(directory: Path, count: int) -> Path:
+    """`count` documents, one a file, each with two images (one of them a container) and a package."""
+    target = directory / "desired-state"
+    target.mkdir(parents=True)
+    for number in range(count):
+        (target / f"{number:05}.yaml").write_text(_DOCUMENT.replace("@", f"{number:05}"))
+    return target
+
+
+_DOCUMENT = """\
+apiVersion: reconciler/v1
+kind: ArtifactSet
+images:
+  - {name: kept-@, repository: registry.example.invalid/kept-@, tag: 1.2.3}
+  - name: run-@
+    repository: registry.example.invalid/run-@
+    tag: 3.5.4.1
+    container:
+      args: [--name, "boot-$(lrn)", --config-file, /etc/run/config.yml]
+      binds: [{name: data, source: /var/lib/run-@, dest: /var/lib/run, readOnly: false}]
+      environment: {MODE: boot}
+      update: rolling
+      health: {http: "http://127.0.0.1:2379/health", timeout: 60s}
+debs:
+  - {name: package-@, owner: example, repository: package-@, release: v1.4.0}
+"""
