@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import re
+import resource
 import selectors
 import signal
 import subprocess
@@ -45,6 +46,7 @@ _ENVIRONMENT = {
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_GRAFT_FILE": "/dev/null",
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_NO_REPLACE_OBJECTS": "1",
     "GIT_OPTIONAL_LOCKS": "0",
@@ -56,6 +58,7 @@ _CONFIG = (
     # A repository's own configuration is not ours: what it could make git run is set here, which comes last.
     ("core.hooksPath", "/dev/null"),
     ("core.fsmonitor", "false"),
+    ("advice.graftFileDeprecated", "false"),
     ("gc.auto", "0"),
     ("maintenance.auto", "false"),
     ("gpg.program", "false"),
@@ -121,8 +124,11 @@ class Calls:
             **(environment or {}),
         )
 
-    def run(self, *arguments: str, timeout: float) -> Answer:
-        """Run `git arguments…` for at most `timeout` seconds; its whole process group ends with it. Raises `GitTimeout`."""
+    def run(self, *arguments: str, timeout: float, file_limit: int | None = None) -> Answer:
+        """Run `git arguments…` for at most `timeout` seconds; its whole process group ends with it. Raises `GitTimeout`.
+
+        With `file_limit` no file that it writes grows over so many bytes: git is ended instead.
+        """
         with self._startable():
             started = self._git.execute(
                 [self._git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments],
@@ -132,6 +138,9 @@ class Calls:
         child = started.proc
         if child is None:
             raise Unavailable("cannot run git: it did not start")
+        if file_limit is not None:
+            with contextlib.suppress(ProcessLookupError):
+                resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
         try:
             output, errors = _collect(child, timeout)
         except subprocess.TimeoutExpired:

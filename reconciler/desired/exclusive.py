@@ -18,7 +18,10 @@ _PAUSE = 0.05
 def exclusive(path: Path, timeout: float) -> Iterator[None]:
     """Hold the lock file `path`, waiting at most `timeout` seconds for it. The kernel gives it back when the process ends."""
     end = time.monotonic() + timeout
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise Unavailable(f"cannot lock {path}: {error.strerror}; see --state-dir") from None
     try:
         while True:
             try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def saw_etcd(state_dir: Path, cluster: str, revision: int) -> None:
             _write(state_dir, replace(memory, etcd_cluster=cluster, etcd_revision=revision))
 
 
-def _writing(state_dir: Path) -> Any:
+def _writing(state_dir: Path) -> AbstractContextManager[None]:
     try:
         state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:

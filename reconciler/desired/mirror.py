@@ -7,7 +7,6 @@ with (a damaged pack, a lock that a killed git left behind) is replaced by a new
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import time
 from pathlib import Path
@@ -20,7 +19,8 @@ from reconciler.errors import ReconcilerError, Unavailable
 
 _REFS = ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")
 _DAMAGED = "damaged"
-_TIDY_TIMEOUT = 300.0
+_FETCHED = "fetched"
+_PACK_LIMIT = 1 << 30
 
 _HINTS = (
     (
@@ -33,9 +33,12 @@ _HINTS = (
     ("certificate", "the server's certificate is not trusted: --git-ca"),
     ("returned error: 30", "the server redirects: give the address that it redirects to as --repo"),
     ("Could not resolve host", "see that the name is right and that this host's DNS answers"),
+    (
+        "signal 25",
+        "it has more than 1 GiB in one pack: the desired state belongs into a repository of its own",
+    ),
     ("dubious ownership", "name the repository by its path, without file://"),
 )
-
 
 # The remote's own reasons: a new mirror would not get further.
 _REMOTE = (*(text for text, _ in _HINTS), "unable to access", "Could not read from remote repository")
@@ -46,7 +49,7 @@ class _FetchFailed(ReconcilerError):
 
 
 def fetch(source: Source) -> None:
-    """Bring the mirror up to what the remote has now. Raises `Unavailable`, at the latest after `source.timeout` seconds."""
+    """Bring the mirror up to what the remote has now. Raises `Unavailable`, and gives up after `source.timeout` seconds."""
     end = time.monotonic() + source.timeout
     try:
         source.mirror.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -54,7 +57,8 @@ def fetch(source: Source) -> None:
         with exclusive(source.mirror.with_suffix(".lock"), source.timeout):
             _tidy(source.mirror)
             _renew(source, known, end)
-            _pack(source.mirror)
+            (source.mirror / _FETCHED).touch()
+            _pack(source.mirror, source.timeout)
     except OSError as error:
         raise Unavailable(
             f"cannot fetch {source.shown} into {source.mirror}: {error.strerror}; see --state-dir"
@@ -64,6 +68,14 @@ def fetch(source: Source) -> None:
             f"cannot fetch {source.shown}: no answer within {source.timeout:g} s; "
             "what was fetched before stays in use, and it is tried again"
         ) from None
+
+
+def fetched_at(mirror: Path) -> float | None:
+    """When the last fetch succeeded, in Unix seconds; None before the first."""
+    try:
+        return (mirror / _FETCHED).stat().st_mtime
+    except OSError:
+        return None
 
 
 def note_damage(mirror: Path) -> None:
@@ -126,6 +138,7 @@ def _fetch_into(mirror: Path, source: Source, known: Credentials, end: float) ->
         source.repo,
         *_REFS,
         timeout=left,
+        file_limit=_PACK_LIMIT,
     )
     if answer.status != 0:
         raise _FetchFailed(answer.error)
@@ -152,7 +165,7 @@ def _tidy(mirror: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _pack(mirror: Path) -> None:
+def _pack(mirror: Path, timeout: float) -> None:
     """Let git pack what many fetches have brought, when it finds that there is enough of it."""
     settings = {
         "gc.auto": "2000",
@@ -163,5 +176,4 @@ def _pack(mirror: Path) -> None:
     calls = Calls(mirror, config=settings.items())
     # It saves room and nothing else: what does not succeed now does later.
     with contextlib.suppress(ReconcilerError):
-        calls.run("gc", "--auto", "--quiet", timeout=_TIDY_TIMEOUT)
-    os.utime(mirror)
+        calls.run("gc", "--auto", "--quiet", timeout=timeout)

@@ -20,7 +20,7 @@ from reconciler.desired.calls import Calls, GitTimeout, Objects, Unreadable
 from reconciler.desired.source import COMMIT, CONTENT, Source, check_ref
 from reconciler.errors import Unavailable
 
-__all__ = ["Source", "fetch", "is_descendant", "is_directory", "read", "resolve"]
+__all__ = ["Source", "fetch", "fetched_at", "is_descendant", "is_directory", "read", "resolve"]
 
 _SHOWN = 10
 _NAMES = 100_000
@@ -31,6 +31,11 @@ def fetch(source: Source) -> None:
     """Bring what is known of a remote repository up to date; nothing to do for a path. Raises `Unavailable` in time."""
     if source.local is None:
         mirror.fetch(source)
+
+
+def fetched_at(source: Source) -> float | None:
+    """When the last fetch succeeded, in Unix seconds; None before the first, and for a path, which needs none."""
+    return mirror.fetched_at(source.mirror) if source.local is None else None
 
 
 def resolve(source: Source, ref: str | None = None) -> Revision:

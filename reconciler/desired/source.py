@@ -109,7 +109,7 @@ class Source:
 
 def is_url(repo: str) -> bool:
     """Whether git would have to fetch `repo`. `host:path` is a URL too, unless that very path is there."""
-    return "://" in repo or (_SCP.fullmatch(repo) is not None and not Path(repo).exists())
+    return "://" in repo or (_SCP.fullmatch(repo) is not None and not _is_there(repo))
 
 
 def masked(text: str) -> str:
@@ -135,6 +135,14 @@ def user_of(repo: str) -> str | None:
     return match["user"] if match else None
 
 
+def _is_there(path: str) -> bool:
+    try:
+        Path(path).lstat()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def _check_repo(repo: str) -> None:
     allowed = "a path, or a URL that begins with https://, ssh:// or file://, or host:path"
     if not repo or repo.startswith("-") or _UNPRINTABLE.search(repo):
@@ -151,5 +159,5 @@ def _check_repo(repo: str) -> None:
         raise UsageError(
             f"cannot use {masked(repo)} as the repository: it names a program to run; write {allowed}"
         )
-    elif ":" in repo.partition("/")[0] and not _SCP.fullmatch(repo) and not Path(repo).exists():
+    elif ":" in repo.partition("/")[0] and not _SCP.fullmatch(repo) and not _is_there(repo):
         raise UsageError(f"cannot use {masked(repo)} as the repository: write {allowed}")

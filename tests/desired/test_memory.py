@@ -20,7 +20,7 @@ from reconciler.desired.memory import (
     saw_etcd,
 )
 from reconciler.desired.repository import Source, resolve
-from reconciler.errors import Corrupt, HostError, Refused
+from reconciler.errors import Corrupt, HostError, Refused, Unavailable
 from tests.desired.conftest import Repository, make_repository
 
 STATE = {"desired-state/a.yaml": "a: 1\n"}
@@ -174,6 +174,13 @@ def test_a_state_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(HostError, match=r"see --state-dir"):
         saw_etcd(tmp_path / "file", "a", 1)
+
+
+def test_a_state_directory_that_this_user_may_not_write_is_named(source: Source) -> None:
+    source.state_dir.mkdir()
+    (source.state_dir / "accepted.lock").mkdir()
+    with pytest.raises(Unavailable, match=r"cannot lock .*see --state-dir"):
+        entered(source, "1" * 40, source.state_dir)
 
 
 def test_a_half_written_file_counts_for_nothing(source: Source) -> None:

@@ -22,7 +22,8 @@ from typing import Literal
 
 import pytest
 
-from reconciler.desired.repository import Source, fetch, is_descendant, read, resolve
+from reconciler.desired.calls import Calls
+from reconciler.desired.repository import Source, fetch, fetched_at, is_descendant, read, resolve
 from reconciler.errors import Unavailable, UsageError
 from reconciler.ground import process
 from tests.desired.conftest import Repository, git
@@ -53,6 +54,28 @@ def test_a_remote_is_fetched_and_followed(repository: Repository, source: Source
     assert resolve(source, "v2").id == second
     assert is_descendant(source, second, first)
     assert read(source, first) == [("desired-state/a.yaml", b"a: 1\n")]
+
+
+def test_the_last_good_fetch_is_known_over_a_restart(repository: Repository, source: Source) -> None:
+    repository.commit(STATE)
+    assert fetched_at(source) is None
+    fetch(source)
+    first = fetched_at(source)
+    assert first is not None
+    repository.path.rename(repository.path.with_name("away"))
+    with pytest.raises(Unavailable):
+        fetch(source)
+    assert fetched_at(source) == first
+    assert abs(first - time.time()) < 60
+
+
+def test_a_file_that_git_writes_cannot_grow_without_end(repository: Repository, tmp_path: Path) -> None:
+    repository.commit({"noise": os.urandom(1 << 20)})
+    bundle = tmp_path / "bundle"
+    calls = Calls(repository.path)
+    assert calls.run("bundle", "create", str(bundle), "HEAD", timeout=30, file_limit=4 << 20).status == 0
+    bundle.unlink()
+    assert calls.run("bundle", "create", str(bundle), "HEAD", timeout=30, file_limit=64 << 10).status != 0
 
 
 def test_before_the_first_fetch_there_is_nothing(source: Source) -> None:

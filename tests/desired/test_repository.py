@@ -385,6 +385,17 @@ def test_history_goes_forward(repository: Repository) -> None:
         is_descendant(source, "0" * 40, first)
 
 
+def test_a_grafted_history_is_not_believed(repository: Repository) -> None:
+    repository.commit(STATE)
+    first = repository.commit({"desired-state/a.yaml": "1"})
+    repository.git("reset", "--quiet", "--hard", "HEAD~1")
+    other = repository.commit({"desired-state/a.yaml": "2"})
+    (repository.path / ".git/info").mkdir(exist_ok=True)
+    (repository.path / ".git/info/grafts").write_text(f"{other} {first}\n")
+    repository.git("merge-base", "--is-ancestor", first, other)  # git itself believes it
+    assert not is_descendant(Source(str(repository.path)), other, first)
+
+
 def test_a_shallow_clone_does_not_pretend_to_know_history(repository: Repository, tmp_path: Path) -> None:
     first = repository.commit(STATE)
     second = repository.commit({"desired-state/a.yaml": "2"})

@@ -23,6 +23,7 @@ from reconciler.errors import UsageError
         ("ssh://git@git.example.org:2222/ops/desired.git", False),
         ("git@git.example.org:ops/desired.git", False),
         ("git.example.org:desired", False),
+        (f"git.example.org:{'x' * 5000}", False),
         ("file:///srv/desired.git", False),
     ],
 )
