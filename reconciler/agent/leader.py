@@ -1,0 +1,206 @@
+"""The loop of the one agent that leads: look at the fleet, let `lead` decide, write. Runs in a thread of the agent.
+
+Every write carries the leader's token in its transaction: one that was paused past its lease is refused, and steps down.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+from reconciler.agent.follow import Follower
+from reconciler.agent.leading import Leading
+from reconciler.agent.notify import Event, Notifier
+from reconciler.agent.publisher import Publisher
+from reconciler.agent.resolve import Resolver, resolve
+from reconciler.core.artifact import Kind
+from reconciler.core.lead import (
+    Finish,
+    LeaveOut,
+    Open,
+    OpenNext,
+    Order,
+    Seen,
+    Stop,
+    Wait,
+    lead,
+    timestamp,
+    watch,
+)
+from reconciler.core.report import report
+from reconciler.core.state import Desired, Fleet, Now, Rollout
+from reconciler.errors import ReconcilerError, Unavailable
+
+log = logging.getLogger(__name__)
+
+IDLE = 60.0
+_LOOP = "leader"
+_RETRY = 10.0
+
+
+class Conductor:
+    """Leads while it is elected. `leading` is its place in the line and its writes."""
+
+    def __init__(
+        self,
+        leading: Leading,
+        follower: Follower,
+        resolvers: Mapping[Kind, Resolver],
+        publisher: Publisher,
+        notifier: Notifier,
+        alarm_after: float,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._leading, self._follower, self._resolvers = leading, follower, resolvers
+        self._publisher, self._notifier, self._wall = publisher, notifier, wall
+        self._alarm_after = alarm_after
+        self._seen = Seen()
+        self._token = 0
+        self._told: dict[str, str] = {}
+
+    def conduct(self) -> float:
+        """Look, and give orders until there is nothing to order; the seconds after which to look again."""
+        while True:
+            self._publisher.beat(_LOOP, 3 * IDLE)
+            with self._publisher.timing(_LOOP):
+                pause = self._once()
+            if pause is not None:
+                return pause
+
+    def _once(self) -> float | None:
+        leader = self._leading.first()
+        leads = leader is not None and self._leading.is_mine(leader)
+        if not leads or leader is None:
+            if self._token:
+                log.warning("leads no more")
+            self._token, self._seen = 0, Seen()
+            self._publisher.update(leads=False)
+            return IDLE
+        if leader.token != self._token:
+            log.info("leads, token %d", leader.token)
+            self._token, self._seen = leader.token, Seen()
+        fleet = self._leading.fleet()
+        now = Now(self._wall(), time.monotonic())
+        desired = self._follower.state.newest
+        self._publisher.update(leads=True, fleet=fleet, status=report(fleet, desired, now))
+        self._seen = watch(self._seen, fleet, now)
+        self._alarms(fleet, now)
+        if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
+            self._leading.note(leader, desired.revision.id)
+        order = lead(desired, fleet, self._seen, now)
+        return self._give(order, leader.token, desired, fleet)
+
+    def _give(self, order: Order, token: int, desired: Desired | None, fleet: Fleet) -> float | None:
+        match order:
+            case Wait(reason, seconds):
+                log.debug("waits: %s", reason)
+                return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
+            case Open(rollout, replaces):
+                return self._open(rollout, replaces, token, desired, fleet)
+            case OpenNext(rollout, current, wave, phase):
+                log.info(
+                    "opens %s for wave %d",
+                    rollout.phases[phase - 1],
+                    wave,
+                    extra={"rollout": rollout.id, "revision": rollout.version},
+                )
+                self._leading.open_phase(token, rollout, current, wave, phase)
+            case LeaveOut(rollout, servers):
+                for lrn, reason in servers.items():
+                    log.warning("leaves out server %d: %s", lrn, reason, extra={"rollout": rollout.id})
+                self._leading.leave_out(token, rollout, {**rollout.out, **servers})
+            case Stop(rollout, message):
+                log.error("stops the rollout: %s", message, extra={"rollout": rollout.id})
+                self._leading.stop(token, rollout, message)
+                self._tell(
+                    Event(
+                        "rollout_failed",
+                        f"rollout of {rollout.version[:12]} stopped: {message}",
+                        rollout.version,
+                        rollout.id,
+                    )
+                )
+            case Finish(rollout, message):
+                log.info("finishes the rollout: %s", message, extra={"rollout": rollout.id})
+                finished = replace(
+                    rollout, outcome="complete", message=message, finished_at=timestamp(self._wall())
+                )
+                self._leading.finish(token, finished)
+                self._tell(
+                    Event(
+                        "rollout_complete",
+                        f"rollout of {rollout.version[:12]}: {message}",
+                        rollout.version,
+                        rollout.id,
+                    )
+                )
+            case _:
+                assert_never(order)
+        return None
+
+    def _open(
+        self, rollout: Rollout, replaces: Rollout | None, token: int, desired: Desired | None, fleet: Fleet
+    ) -> float | None:
+        if desired is None:
+            return IDLE
+        try:
+            pins = resolve(desired, rollout.servers, self._resolvers)
+        except ReconcilerError as error:
+            self._publisher.update(refusal=str(error), refused=rollout.version)
+            if self._told.get("open") != str(error):
+                log.error("%s", error, extra={"revision": rollout.version})
+                if not isinstance(error, Unavailable):
+                    self._tell(Event("revision_refused", str(error), rollout.version))
+                self._told["open"] = str(error)
+            return _RETRY
+        self._told.pop("open", None)
+        self._publisher.update(refusal=None, refused=None)
+        log.info(
+            "opens a rollout on servers %s",
+            ", ".join(map(str, rollout.servers)),
+            extra={"revision": rollout.version},
+        )
+        slots = {
+            group.reboot.lock_group: group.reboot.slots
+            for group in desired.groups
+            if group.reboot.slots is not None
+        }
+        self._leading.open(token, rollout, pins, replaces, fleet, slots)
+        self._tell(
+            Event(
+                "rollout_opened",
+                f"rollout of {rollout.version[:12]} opened on {len(rollout.servers)} servers",
+                rollout.version,
+                rollout.started_at,
+            )
+        )
+        return None
+
+    def _alarms(self, fleet: Fleet, now: Now) -> None:
+        """Say once of each: a revision refused, a git that does not answer, a slot held longer than it should be."""
+        state = self._follower.state
+        current: dict[str, Event] = {}
+        if state.refusal:
+            current["refused"] = Event("revision_refused", state.refusal, state.refused or "")
+        if state.unavailable and state.since is not None and now.monotonic - state.since > self._alarm_after:
+            current["git"] = Event("fetch_overdue", state.unavailable)
+        for lock in fleet.locks.values():
+            for holder in lock.holders:
+                age = now.wall - holder.start_time
+                if holder.start_time and age > self._alarm_after:
+                    text = f"{holder.machine_id} (server {holder.lrn}) has held a slot of lock group {lock.group} for {age:.0f} s"
+                    current[f"holder {lock.group} {holder.machine_id} {holder.start_time}"] = Event(
+                        "holder_overdue", text, server=holder.lrn
+                    )
+        for name, event in current.items():
+            if name not in self._told or (name == "refused" and self._told[name] != event.text):
+                self._tell(event)
+                self._told[name] = event.text
+        for name in [name for name in self._told if name != "open" and name not in current]:
+            del self._told[name]
+
+    def _tell(self, event: Event) -> None:
+        self._notifier.tell(event)

@@ -1,0 +1,227 @@
+"""The loop that works for its own server: look, let `advance` decide, act, until there is nothing to do. Runs in a thread of the agent."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import assert_never
+
+from reconciler.agent.follow import Follower
+from reconciler.agent.hands import Hands, pin_of
+from reconciler.agent.perform import Done, Failed, LeftOff, Outcome, perform, settle
+from reconciler.agent.publisher import Publisher
+from reconciler.agent.writing import Writing
+from reconciler.core.advance import (
+    Fetch,
+    Move,
+    Perform,
+    Report,
+    Settle,
+    TurnBack,
+    Wait,
+    advance,
+    interrupted,
+    records_of,
+)
+from reconciler.core.artifact import Artifact, Key, Known
+from reconciler.core.plan import Plan, make_plan
+from reconciler.core.state import ABORTED, Desired, Now, Rollout, Server, ServerStatus
+from reconciler.errors import Fenced, Refused
+
+log = logging.getLogger(__name__)
+
+IDLE = 60.0
+"""Seconds after which a pass is made though nothing rang: what a watch would have told is found then."""
+STEP_LIMIT = 7200.0
+"""Seconds that one step may take before the heartbeat counts as stopped: no probe may kill a dpkg."""
+_FETCHES = 4
+_LOOP = "worker"
+
+
+class Worker:
+    """One server's work. `read` gives the server as etcd and the host have it now."""
+
+    def __init__(
+        self,
+        hands: Hands,
+        writing: Writing,
+        follower: Follower,
+        read: Callable[[], Server],
+        publisher: Publisher,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
+        self._publisher, self._wall = publisher, wall
+        self._found: tuple[str, frozenset[Key]] | None = None
+
+    def work(self) -> float:
+        """Make moves until there is nothing to do; the seconds after which to look again. Raises `ReconcilerError`."""
+        while not self._hands.ending.is_set():
+            self._publisher.beat(_LOOP, 3 * IDLE)
+            with self._publisher.timing(_LOOP):
+                server = self._read()
+                pause = self._once(server)
+            if pause is not None:
+                return pause
+        return 0.0
+
+    def _once(self, server: Server) -> float | None:
+        """One move. The seconds to wait, or None to look again at once."""
+        desired = self._desired(server)
+        if desired is None:
+            return IDLE
+        if isinstance(desired, ServerStatus):
+            if server.status != desired:
+                self._writing.post(desired, server)
+            return IDLE
+        try:
+            plan = self._plan(desired, server)
+        except Refused as error:
+            return self._refuse(server, str(error))
+        now = Now(self._wall(), time.monotonic())
+        move = advance(plan, server, now)
+        self._publisher.update(pending=len(plan.changes), reboot_required=server.reboot_required)
+        try:
+            return self._act(move, plan, server)
+        except Fenced as error:
+            # Somebody was faster: the next look shows what holds now.
+            log.info("%s", error, extra={"server": server.lrn})
+            self._hands.ending.wait(0.05 * random.random())  # noqa: S311 (jitter is no secret)
+            return None
+
+    def _act(self, move: Move, plan: Plan, server: Server) -> float | None:
+        match move:
+            case Wait(reason, _, seconds):
+                log.debug("waits: %s", reason, extra={"server": server.lrn})
+                return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
+            case Report(status):
+                return self._report(status, server)
+            case Perform():
+                outcome = self._perform(move, plan, server)
+                if isinstance(outcome, LeftOff) and outcome.queued:
+                    self._say_queued(server, outcome.reason)
+                return self._performed(outcome)
+            case Fetch(steps, rollout):
+                with ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch") as pool:
+                    moves = [Perform(step, rollout) for step in steps]
+                    outcomes = list(pool.map(lambda one: self._perform(one, plan, server), moves))
+                return max((self._performed(outcome) or 0.0 for outcome in outcomes), default=0.0) or None
+            case TurnBack(rollout, steps, reason):
+                log.info("turns back: %s", reason, extra={"server": server.lrn, "rollout": rollout})
+                self._writing.turn_back(server, plan.reboot.lock_group, steps)
+                return None
+            case Settle(record):
+                settle(record, plan, server, self._hands, self._writing)
+                return None
+            case _:
+                assert_never(move)
+
+    def _perform(self, move: Perform, plan: Plan, server: Server) -> Outcome:
+        self._publisher.beat(_LOOP, STEP_LIMIT)
+        outcome = perform(move, plan, server, self._hands, self._writing)
+        match outcome:
+            case Done(step, seconds):
+                self._publisher.step(step.effect, "done", seconds)
+            case Failed(step, seconds, _):
+                self._publisher.step(step.effect, "failed", seconds)
+            case LeftOff():
+                pass
+            case _:
+                assert_never(outcome)
+        return outcome
+
+    def _say_queued(self, server: Server, reason: str) -> None:
+        status = server.status
+        if status and server.rollout and status.rollout == server.rollout.id and status.waiting != "slot":
+            self._writing.post(replace(status, message=reason, waiting="slot"), server)
+
+    def _performed(self, outcome: Outcome) -> float | None:
+        return IDLE if isinstance(outcome, LeftOff) else None
+
+    def _report(self, status: ServerStatus, server: Server) -> float | None:
+        """Post a status. Entering a rollout is remembered by this host first: it only goes forward from there."""
+        entering = server.status is None or server.status.rollout != status.rollout
+        if entering:
+            try:
+                self._follower.enter(status.version)
+            except Refused as error:
+                return self._refuse(server, str(error))
+        self._writing.post(status, server)
+        return None
+
+    def _refuse(self, server: Server, why: str) -> float:
+        """Say that this server cannot take part in the rollout, and why."""
+        rollout = server.rollout
+        if rollout and rollout.unfinished and server.lrn in rollout.servers:
+            refusal = _refusal(rollout, server, why)
+            if server.status != refusal:
+                log.error("cannot take part in the rollout: %s", why, extra={"server": server.lrn})
+                self._writing.post(refusal, server)
+        return IDLE
+
+    def _desired(self, server: Server) -> Desired | ServerStatus | None:
+        """The desired state of the rollout, checked by this host for itself; the newest where there is no rollout."""
+        rollout = server.rollout
+        newest = self._follower.state.newest
+        if rollout is None or (newest and newest.revision.id == rollout.version):
+            return newest
+        if rollout.outcome is not None and not records_of(server, rollout.id):
+            return newest
+        try:
+            return self._follower.at(rollout.version)
+        except Refused as error:
+            if rollout.unfinished and server.lrn in rollout.servers:
+                return _refusal(rollout, server, str(error))
+            return newest
+
+    def _plan(self, desired: Desired, server: Server) -> Plan:
+        rollout = server.rollout
+        records = records_of(server, rollout.id) if rollout else {}
+        plan = make_plan(
+            desired,
+            server.recorded,
+            server.lrn,
+            interrupted=interrupted(server),
+            begun=frozenset(records),
+            wave=rollout.wave_of(server.lrn) if rollout else 1,
+        )
+        if rollout is None or not rollout.unfinished or not plan.changes:
+            return plan
+        if self._found is None or self._found[0] != rollout.id:
+            self._found = (rollout.id, self._as_desired(plan, server))
+        if not self._found[1]:
+            return plan
+        return make_plan(
+            desired,
+            server.recorded,
+            server.lrn,
+            observed=self._found[1],
+            interrupted=interrupted(server),
+            begun=frozenset(records),
+            wave=plan.wave,
+        )
+
+    def _as_desired(self, plan: Plan, server: Server) -> frozenset[Key]:
+        """Those of the plan's artifacts that the host has already as they are desired."""
+        wanted: dict[Key, Artifact] = {
+            change.key: change.after
+            for change in plan.changes
+            if change.after is not None and not isinstance(change.after, Known)
+        }
+        found = self._hands.look(wanted.values())
+        return frozenset(
+            key
+            for key, artifact in wanted.items()
+            if key in found
+            and found[key] == self._hands.drivers[key.kind].target(artifact, pin_of(artifact, server.pins))
+        )
+
+
+def _refusal(rollout: Rollout, server: Server, why: str) -> ServerStatus:
+    step = server.status.step if server.status and server.status.rollout == rollout.id else 1
+    revision = server.status.mod_revision if server.status else 0
+    return ServerStatus(rollout.version, rollout.id, step, ABORTED, why, None, revision)
