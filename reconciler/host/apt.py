@@ -132,6 +132,7 @@ class Apt:
             *("-o", f"Dir::Cache::Archives={place.seen(self._host, archives)}/"),
             *("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"),
             *("-o", "Dpkg::Use-Pty=false"),
+            *(word for kept in place.inherited(self._host) for word in ("-o", f"APT::Keep-Fds::={kept}")),
             *("-q=2", "--yes", "--allow-downgrades", "--no-install-recommends", "--no-remove"),
             verb,
             *words,

@@ -90,15 +90,13 @@ class Packages:
         }
 
     def _text(self, artifact: Artifact | Known, package: Package) -> str:
-        entry = self._ledger.get(artifact.key)
-        other = (
-            isinstance(artifact, ReleaseDeb)
-            and artifact.sha256 is not None
-            and entry is not None
-            and entry.digest not in ("", _digest(artifact.sha256))
-        )
         # dpkg keeps no checksum of a .deb: only the ledger knows that the same version came from another file.
-        return f"{package.text} from another file" if other and package.installed else package.text
+        if isinstance(artifact, ReleaseDeb) and artifact.sha256 and package.installed:
+            entry = self._ledger.get(artifact.key)
+            adopted = entry is not None and entry.found and not entry.digest
+            if entry is not None and not adopted and entry.digest != _digest(artifact.sha256):
+                return f"{package.text} from another file"
+        return package.text
 
     def held(self) -> tuple[str, ...]:
         """The packages that somebody put on hold on this host, sorted."""
@@ -215,29 +213,29 @@ class Packages:
 
     def _apply(self, deb: Deb, parcel: Parcel | None) -> None:
         packages = self._dpkg.packages()
-        before = packages.get(deb.name)
-        version = parcel.version if parcel else deb.version if isinstance(deb, AptDeb) else None
-        self._refuse_held(deb, before, version)
-        if parcel:
-            self._verify(deb, parcel)
-            entry = self._ledger.get(deb.key)
-            self._ledger.put(self._entry(deb, parcel, entry.found if entry and entry.artifact == deb else ""))
-        self._dpkg.repair(packages, self._cached(deb.name, parcel))
-        now = self._dpkg.packages().get(deb.name)
         if parcel is None:
-            self._require(deb, now, version)
+            self._dpkg.repair(packages, self._cached(deb.name, None))
+            self._require(deb, self._dpkg.packages().get(deb.name), None)
             return
-        again = before is not None and before.installed and before.version == parcel.version
-        if again or now is None or not now.installed or now.version != parcel.version:
-            self._install(deb, parcel, again)
-        self._require(deb, self._dpkg.packages().get(deb.name), parcel.version)
+        entry = self._ledger.get(deb.key)
+        same_file = entry is not None and entry.digest == parcel.digest
+        if not (same_file and _is(packages.get(deb.name), parcel.version)):
+            self._refuse_held(deb, packages.get(deb.name), parcel)
+            self._verify(deb, parcel)
+            again = _is(packages.get(deb.name), parcel.version)
+            # Where the version will not show that it was done, neither may the ledger before it is.
+            self._ledger.put(replace(self._entry(deb, parcel, ""), digest="" if again else parcel.digest))
+            self._dpkg.repair(packages, self._cached(deb.name, parcel))
+            if again or not _is(self._dpkg.packages().get(deb.name), parcel.version):
+                self._install(deb, parcel, again)
+            self._require(deb, self._dpkg.packages().get(deb.name), parcel)
         self._ledger.put(self._entry(deb, parcel, parcel.version))
         self._tidy(parcel)
 
-    def _refuse_held(self, deb: Deb, package: Package | None, version: str | None) -> None:
-        if package is not None and package.held and package.installed and package.version != version:
+    def _refuse_held(self, deb: Deb, package: Package | None, parcel: Parcel) -> None:
+        if package is not None and package.held and package.installed:
             raise HostError(
-                f"cannot change deb {deb.name} on server {self._host.lrn} from {package.version} to {version or deb.version}: "
+                f"cannot change deb {deb.name} on server {self._host.lrn} from {package.version} to {parcel.version}: "
                 f"it is on hold there; release it with `apt-mark unhold {deb.name}`, or ask for {package.version}"
             )
 
@@ -261,12 +259,13 @@ class Packages:
             if self._dpkg.install([parcel.file], check=False).status:
                 raise
 
-    def _require(self, deb: Deb, package: Package | None, version: str | None) -> None:
-        if package is None or not package.installed or package.version != (version or package.version):
+    def _require(self, deb: Deb, package: Package | None, parcel: Parcel | None) -> None:
+        version = parcel.version if parcel else deb.version if isinstance(deb, AptDeb) else ""
+        if not _is(package, version):
             found = package.text if package and package.there else "nothing"
+            hint = "" if parcel else ", and nothing was fetched for it"
             raise HostError(
-                f"cannot install deb {deb.name} {version or deb.version} on server {self._host.lrn}: dpkg has {found}"
-                + ("" if version else ", and nothing was fetched for it")
+                f"cannot install deb {deb.name} {version or deb.version} on server {self._host.lrn}: dpkg has {found}{hint}"
             )
 
     def remove(self, key: Key) -> None:
@@ -398,6 +397,10 @@ def _read_parcel(directory: Path) -> Parcel | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or damaged: it is fetched again
     return parcel if parcel.file.is_file() else None
+
+
+def _is(package: Package | None, version: str) -> bool:
+    return package is not None and package.installed and package.version == version
 
 
 def _digest(text: str) -> str:
