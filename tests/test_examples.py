@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,3 +145,75 @@ def test_another_shape_is_refused_with_its_place(tmp_path: Path, source: str, pl
     assert refused.stdout == ""
     assert f"{path}:{place}: " in refused.stderr
     assert said in refused.stderr
+
+
+# --- examples/ci --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fleet_repository(tmp_path: Path) -> Path:
+    """A clone whose branch has one change to the real set, with `main` where it was."""
+    repository = tmp_path / "fleet"
+    repository.mkdir()
+    shutil.copytree(ROOT / "desired-state", repository / "desired-state")
+    _git(repository, "init", "--quiet", "--initial-branch=main")
+    _commit(repository)
+    _git(repository, "checkout", "--quiet", "-b", "change")
+    _replace(repository, '"4.2.0.1"', '"4.3.0.1"')
+    _commit(repository)
+    return repository
+
+
+def _git(repository: Path, *arguments: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+    subprocess.run(["git", *identity, *arguments], cwd=repository, check=True, timeout=30)
+
+
+def _commit(repository: Path) -> None:
+    _git(repository, "add", "--all")
+    _git(repository, "commit", "--quiet", "--message", "change")
+
+
+def _replace(repository: Path, old: str, new: str) -> None:
+    file = repository / "desired-state" / "artifacts.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def check_desired_state(repository: Path) -> subprocess.CompletedProcess[str]:
+    programs = repository.parent / "bin"
+    programs.mkdir(exist_ok=True)
+    command = programs / "reconcile"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m reconciler "$@"\n')
+    command.chmod(0o755)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "HOME": str(repository.parent),
+        "PYTHONPATH": str(ROOT),
+    }
+    return subprocess.run(
+        [ROOT / "examples" / "ci" / "check-desired-state", "main"],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_ci_shows_what_a_change_would_do(fleet_repository: Path) -> None:
+    checked = check_desired_state(fleet_repository)
+    assert checked.returncode == 0, checked.stderr
+    assert "16 artifacts" in checked.stdout
+    assert re.search(r"~ image chrony\s+4\.2\.0\.1 → 4\.3\.0\.1\s+upgrade", checked.stdout)
+
+
+def test_ci_refuses_what_the_fleet_would_refuse(fleet_repository: Path) -> None:
+    _replace(fleet_repository, '"4.3.0.1"', "4.3")
+    _commit(fleet_repository)
+    checked = check_desired_state(fleet_repository)
+    assert checked.returncode == 5
+    assert re.search(r"desired-state/artifacts\.yaml:\d+:\d+: ", checked.stderr)
+    assert "upgrade" not in checked.stdout
