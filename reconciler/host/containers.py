@@ -177,6 +177,7 @@ class Containers:
         image = _image(artifact)
         address, digest = self._source(image, pin)
         source = f"{address}@{digest}"
+        self._clean()
         if self._stored(source):
             self._pulled.add(source, image)
             return
@@ -497,16 +498,20 @@ class Containers:
         machine = platform.machine()
         return _ARCHITECTURES.get(machine, machine)
 
+    def _clean(self) -> None:
+        """Once: take away what an agent that was killed left half downloaded."""
+        with self._mutex:
+            if not self._cleaned:
+                shutil.rmtree(place.shared(self._host) / "pull", ignore_errors=True)
+                self._cleaned = True
+
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[Path]:
-        """A directory of its own that commands on the host see too. What an agent that was killed left there goes first."""
+        """A directory of its own that commands on the host see too."""
+        self._clean()
         directory = place.shared(self._host) / "pull"
         try:
-            with self._mutex:
-                if not self._cleaned:
-                    shutil.rmtree(directory, ignore_errors=True)
-                    self._cleaned = True
-                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             path = Path(tempfile.mkdtemp(dir=directory))
         except OSError as error:
             raise HostError(f"cannot make a directory in {directory}: {error.strerror or error}") from None

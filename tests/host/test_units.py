@@ -1,0 +1,277 @@
+"""The systemd units of containers: their text, what systemd says of it, and how they are installed.
+
+No systemd runs as process 1 here, so the service is run by a script that does what `systemctl` is documented to do.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.artifact import Bind, Container, Image, Key
+from reconciler.errors import HostError
+from reconciler.host import units
+from reconciler.host.containers import Containers
+from reconciler.host.definition import Definition, run_options
+from reconciler.host.driver import Host
+from reconciler.host.ledger import Ledger
+from tests.podman import podman, podman_below
+from tests.registry import Registry, free_port, registry
+
+DIGEST = f"sha256:{'ab' * 32}"
+
+ETCD = Definition(
+    name="etcd",
+    address="quay.io/cybozu/etcd",
+    digest=DIGEST,
+    args=("--name", "boot 1", "--cost=100%", "$HOME"),
+    binds=(
+        Bind("data", "/var/lib/etcd-container", "/var/lib/etcd"),
+        Bind("etc", "/etc/etcd", "/etc/etcd", True),
+    ),
+    environment=(("QUOTED", 'say "it"'),),
+    environment_file="/etc/etcd/env",
+    unit="etcd-container",
+)
+
+
+def _command(definition: Definition) -> list[str]:
+    options = run_options(definition, lambda path: path)
+    return ["/usr/bin/podman", "run", "--name", definition.name, *options, definition.image, *definition.args]
+
+
+def _service(definition: Definition = ETCD) -> units.Unit:
+    return units.service_unit(
+        definition,
+        _command(definition),
+        notify=True,
+        stop=10,
+        environment={"CONTAINERS_CONF": "/etc/some place/$x"},
+    )
+
+
+def test_the_service_as_text() -> None:
+    unit = _service()
+    assert unit.path == "/etc/systemd/system/etcd-container.service"
+    assert unit.text == (
+        f"""# Written by reconciler: it is written anew when the desired state changes.
+[Unit]
+Description=etcd (quay.io/cybozu/etcd@{DIGEST})
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+Type=notify
+NotifyAccess=all
+Environment="CONTAINERS_CONF=/etc/some place/$x"
+ExecStart=/usr/bin/podman run --name etcd --network host"""
+        f" --label reconciler.name=etcd --label reconciler.digest={DIGEST}"
+        f" --label reconciler.definition={ETCD.hash}"
+        r' --env "QUOTED=say \"it\"" --env-file /etc/etcd/env'
+        " --volume /var/lib/etcd-container:/var/lib/etcd:rw --volume /etc/etcd:/etc/etcd:ro"
+        f' quay.io/cybozu/etcd@{DIGEST} --name "boot 1" --cost=100%% "$$HOME"\n'
+        """ExecStop=-/usr/bin/podman stop --time 10 etcd
+ExecStopPost=-/usr/bin/podman rm --force etcd
+Restart=always
+RestartSec=2
+TimeoutStartSec=300
+TimeoutStopSec=70
+
+[Install]
+WantedBy=multi-user.target
+"""
+    )
+
+
+def test_the_quadlet_as_text() -> None:
+    unit = units.quadlet_unit(ETCD, 10, lambda path: path)
+    assert unit.path == "/etc/containers/systemd/etcd-container.container"
+    assert not unit.enable
+    assert unit.service == "etcd-container.service"
+    assert unit.text == (
+        f"""# Written by reconciler: it is written anew when the desired state changes.
+[Unit]
+Description=etcd (quay.io/cybozu/etcd@{DIGEST})
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Container]
+Image=quay.io/cybozu/etcd@{DIGEST}
+ContainerName=etcd
+Network=host
+Label=reconciler.name=etcd
+Label=reconciler.digest={DIGEST}
+Label=reconciler.definition={ETCD.hash}
+"""
+        r"""Environment="QUOTED=say \"it\""
+EnvironmentFile=/etc/etcd/env
+Volume=/var/lib/etcd-container:/var/lib/etcd:rw
+Volume=/etc/etcd:/etc/etcd:ro
+Exec=--name "boot 1" --cost=100%% "$$HOME"
+
+[Service]
+Restart=always
+RestartSec=2
+TimeoutStartSec=300
+TimeoutStopSec=70
+
+[Install]
+WantedBy=multi-user.target
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("plain-word_1", "plain-word_1"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("50%", "50%%"),
+        ("$HOME", '"$$HOME"'),
+        ('a"b', r'"a\"b"'),
+        ("a\\b", r'"a\\b"'),
+        ("a\nb", r'"a\nb"'),
+        ("it's", '"it\'s"'),
+        (";", '";"'),
+    ],
+)
+def test_a_word_stands_for_itself(word: str, text: str) -> None:
+    assert units.quote(word) == text
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_systemd_takes_the_text(tmp_path: Path) -> None:
+    unit = _service()
+    file = tmp_path / unit.service
+    file.write_text(unit.text.replace("/usr/bin/podman", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", file], capture_output=True, text=True, check=False
+    )
+    assert [line for line in done.stderr.splitlines() if unit.service in line] == []
+
+
+@pytest.mark.needs("systemd-analyze")
+def test_a_text_that_systemd_would_not_take_is_not_written(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    host = Host(root=root, state_dir=tmp_path / "state")
+    unit = replace(_service(), text=_service().text.replace("ExecStart=/usr/bin/podman", "ExecStart=podman/"))
+    with pytest.raises(HostError, match="systemd would not take it"):
+        units.install(host, unit, tmp_path / "scratch")
+    assert not (root / unit.path.lstrip("/")).exists()
+
+
+# --- installed --------------------------------------------------------------------------------------------------------
+
+_SYSTEMCTL = """#!/bin/sh
+# What systemctl does with a service that is started by one command.
+root=$(cat "$0.root")
+echo "$*" >> "$0.log"
+verb=$1; shift
+[ "$1" = --quiet ] && shift
+unit=$root/etc/systemd/system/$1
+case $verb in
+daemon-reload) exit 0 ;;
+esac
+[ -e "$unit" ] || { echo "Unit $1 not loaded." >&2; exit 5; }
+run() { sed -n "s/^$1=-*//p" "$unit" | sed 's/%%/%/g; s/[$][$]/$/g' | while read -r line; do eval "env $(sed -n 's/^Environment=//p' "$unit" | tr '\\n' ' ') $line" </dev/null >/dev/null || exit 1; done; }
+case $verb in
+enable) touch "$unit.enabled" ;;
+disable) rm -f "$unit.enabled" ;;
+stop) run ExecStop; run ExecStopPost; exit 0 ;;
+restart) run ExecStop; run ExecStopPost; run ExecStart ;;
+esac
+"""
+
+
+class Systemd:
+    """A host root where systemd seems to run, with `systemctl` as a script."""
+
+    def __init__(self, directory: Path, root: Path) -> None:
+        self._program = directory / "systemctl"
+        directory.mkdir()
+        self._program.write_text(_SYSTEMCTL)
+        self._program.chmod(0o755)
+        self._program.with_name("systemctl.root").write_text(str(root))
+        (root / "run/systemd/system").mkdir(parents=True)
+
+    @property
+    def calls(self) -> list[str]:
+        log = self._program.with_name("systemctl.log")
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    with registry(tmp_path_factory.mktemp("registry")) as running:
+        running.push("web", "1")
+        running.push("web", "2")
+        yield running
+
+
+@pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
+def test_a_container_with_a_unit_is_run_by_its_service(
+    tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    systemd = Systemd(tmp_path / "bin", root)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    host = Host(root=root, state_dir=tmp_path / "state")
+    with podman_below(tmp_path / "podman") as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        containers = Containers(host, Ledger.open(host), stop_timeout=1)
+        key, port = Key("image", "web"), free_port()
+
+        def web(tag: str, unit: str | None) -> Image:
+            script = f"trap 'exit 0' TERM; httpd -p {port} -h /www; while :; do sleep 0.1; done"
+            container = Container(args=("sh", "-c", script), unit=unit)
+            return Image("web", images.repository("web"), tag, container=container)
+
+        def install(image: Image) -> None:
+            pin = containers.resolve(image)
+            containers.fetch(image, pin)
+            containers.apply(image, pin)
+            assert containers.observe([image])[key] == containers.target(image, pin)
+
+        service = root / "etc/systemd/system/web.service"
+        install(web("1", "web"))
+        assert systemd.calls[-3:] == ["daemon-reload", "enable --quiet web.service", "restart web.service"]
+        assert service.with_name("web.service.enabled").exists()
+        assert "1" in service.read_text()
+
+        before = len(systemd.calls)
+        install(web("1", "web"))
+        assert len(systemd.calls) == before, "applying again restarts nothing"
+
+        install(web("2", "web"))
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as reply:
+            assert reply.read() == b"2"
+
+        service.write_text(service.read_text().replace("RestartSec=2", "RestartSec=3"))
+        assert containers.observe([web("2", "web")])[key].endswith("unit file changed")
+        install(web("2", "web"))
+
+        containers.restore(key)
+        assert containers.observe([web("1", "web")])[key] == containers.target(web("1", "web"), None)
+
+        install(web("2", "other"))
+        assert not service.exists()
+        assert (root / "etc/systemd/system/other.service").exists()
+
+        containers.stop(key)
+        assert "running" not in containers.observe([web("2", "other")]).get(key, "")
+
+        install(web("2", None))
+        assert not (root / "etc/systemd/system/other.service").exists()
+        containers.remove(key)
+        assert podman(environment, "ps", "--all", "--quiet") == ""
