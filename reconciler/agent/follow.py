@@ -41,8 +41,9 @@ class Following:
 class Follower:
     """One source, followed by several threads: git is asked by one at a time."""
 
-    def __init__(self, source: Source, trust: Trust, policy: HostPolicy, state_dir: Path) -> None:
+    def __init__(self, source: Source, trust: Trust, policy: HostPolicy, state_dir: Path, lrn: int) -> None:
         self._source, self._trust, self._policy, self._state_dir = source, trust, policy, state_dir
+        self._lrn = lrn
         self._mutex = threading.RLock()
         self._read: dict[str, Desired] = {}
         self.state = Following()
@@ -100,7 +101,7 @@ class Follower:
         signer = verify(self._source, revision, self._trust)
         files = repository.read(self._source, revision.id)
         desired = parse(files, replace(revision, signer=signer))
-        wrong = problems(self._policy, desired)
+        wrong = problems(self._policy, desired, self._lrn)
         if wrong:
             raise Refused(
                 f"this host's policy does not allow revision {revision.id[:12]}:\n" + "\n".join(wrong)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from reconciler.core.artifact import Artifact, Key, Kind, Known, Pin
+from reconciler.core.artifact import Artifact, Image, Key, Kind, Known, Pin, reference
 from reconciler.core.state import Installed
 from reconciler.host.driver import Driver, Host, Progress, silent
 from reconciler.host.ledger import Ledger
@@ -20,8 +20,14 @@ class ContainerDriver(Driver, Protocol):
     def stop(self, key: Key) -> None:
         """Stop the container; one that does not run is no error."""
 
-    def restore(self, key: Key) -> tuple[Artifact, str] | None:
-        """Start the previous one again: as it was asked for, and what `observe` says of it now. None where there is none."""
+    def confirm(self, key: Key) -> None:
+        """What runs is healthy: from now on it is what `restore` goes back to."""
+
+    def previous(self, key: Key) -> Image | None:
+        """What `restore` would start; None where there is none."""
+
+    def restore(self, key: Key) -> str | None:
+        """Start the previous one again; what `observe` says of it then. None where there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +67,6 @@ class Did:
 
 
 def pin_of(artifact: Artifact, pins: Mapping[str, Pin]) -> Pin | None:
-    from reconciler.core.artifact import reference
-
+    """What the rollout has resolved this artifact's reference to; None where it needs none."""
     name = reference(artifact)
     return pins.get(name) if name else None

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import assert_never
 
+from reconciler.agent.drift import described, drifted
 from reconciler.agent.follow import Follower
 from reconciler.agent.hands import Hands, pin_of
+from reconciler.agent.notify import Event
 from reconciler.agent.perform import Done, Failed, LeftOff, Outcome, perform, settle
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.writing import Writing
@@ -52,8 +54,12 @@ class Worker:
         follower: Follower,
         read: Callable[[], Server],
         publisher: Publisher,
+        drift_interval: Callable[[], float] = lambda: 600.0,
+        tell: Callable[[Event], None] = lambda event: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        self._drift_interval, self._tell = drift_interval, tell
+        self._drift_checked: float | None = None
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
         self._publisher, self._wall = publisher, wall
         self._found: tuple[str, frozenset[Key]] | None = None
@@ -97,6 +103,7 @@ class Worker:
         match move:
             case Wait(reason, _, seconds):
                 log.debug("waits: %s", reason, extra={"server": server.lrn})
+                self._check_drift(server)
                 return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
             case Report(status):
                 return self._report(status, server)
@@ -133,6 +140,23 @@ class Worker:
             case _:
                 assert_never(outcome)
         return outcome
+
+    def _check_drift(self, server: Server) -> None:
+        """Recorded against observed, while no rollout is open and when the last look is long enough ago."""
+        now = time.monotonic()
+        if server.rollout is not None and server.rollout.unfinished:
+            self._drift_checked = None
+            return
+        if self._drift_checked is not None and now - self._drift_checked < self._drift_interval():
+            return
+        self._drift_checked = now
+        found = drifted(server.recorded, self._hands)
+        if found != self._publisher().drift:
+            texts = "; ".join(map(described, found))
+            log.log(logging.WARNING if found else logging.INFO, "drift: %s", texts or "none any more")
+            if found:
+                self._tell(Event("drift", f"server {server.lrn} drifted: {texts}", server=server.lrn))
+        self._publisher.update(drift=found, drift_checked=now)
 
     def _say_queued(self, server: Server, reason: str) -> None:
         status = server.status

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
-from reconciler.agent.hands import Did, Hands
+from reconciler.agent.hands import Did, Hands, pin_of
 from reconciler.agent.perform.acquire import Queued, acquire
-from reconciler.agent.perform.change import change
+from reconciler.agent.perform.change import change, installed
 from reconciler.agent.perform.fetch import fetch
 from reconciler.agent.perform.health import Restored, health
 from reconciler.agent.perform.hook import hook
@@ -23,6 +23,7 @@ from reconciler.agent.perform.stop import stop
 from reconciler.agent.perform.warn import warn
 from reconciler.agent.writing import Writing
 from reconciler.core.advance import Perform
+from reconciler.core.artifact import Known
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import Server, StepRecord
 from reconciler.errors import HeldBack, HostError, Unavailable
@@ -137,10 +138,6 @@ def _look_only(step: Step, record: StepRecord, server: Server, hands: Hands) -> 
 
 
 def _as_wanted(step: Step, server: Server, hands: Hands) -> Did | None:
-    from reconciler.agent.hands import pin_of
-    from reconciler.agent.perform.change import installed
-    from reconciler.core.artifact import Known
-
     artifact = step.change.after if step.change else None
     if (
         step.subject is None
@@ -166,4 +163,4 @@ def _fields(server: Server, step: Step, rollout: str) -> dict[str, object]:
     return {"server": server.lrn, "step": step.id, "rollout": rollout, "revision": revision}
 
 
-__all__ = ["Done", "Failed", "LeftOff", "Outcome", "perform", "replace", "settle"]
+__all__ = ["Done", "Failed", "LeftOff", "Outcome", "perform", "settle"]

@@ -13,7 +13,7 @@ from reconciler.errors import HeldBack, HostError, Unavailable
 
 log = logging.getLogger(__name__)
 
-TRIES = 5
+TRIES = 3
 FIRST_PAUSE = 1.0
 """Seconds before the second try; each further pause is twice as long, with jitter."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from reconciler.agent.drift import described, drifted
 from reconciler.agent.hands import Did, Hands, pin_of
 from reconciler.agent.perform.change import installed
-from reconciler.core.artifact import Artifact, Image, Known
-from reconciler.core.difference import drift
+from reconciler.core.artifact import Image
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import Server
 from reconciler.errors import HostError
@@ -44,6 +44,7 @@ def _container(step: Step, server: Server, hands: Hands) -> Did:
             check(hands.host, artifact.container.health, ending=hands.ending)
     except HostError as error:
         raise _restored(artifact, server, hands, error) from None
+    hands.containers.confirm(artifact.key)
     return Did(hands.look([artifact]).get(artifact.key, ""))
 
 
@@ -58,33 +59,21 @@ def _running(artifact: Image, server: Server, hands: Hands) -> None:
 
 def _restored(artifact: Image, server: Server, hands: Hands, error: HostError) -> HostError:
     """The error to report, after the previous version was started again where there is one."""
+    previous = hands.containers.previous(artifact.key)
     try:
-        before = hands.containers.restore(artifact.key)
+        found = hands.containers.restore(artifact.key)
     except HostError as second:
         return HostError(f"{error}\nand the previous version could not be started again: {second}")
-    if before is None:
+    if previous is None or found is None:
         return error
-    previous, found = before
     record = installed(previous, found, server, hands)
     return Restored(
-        f"{error}\nthe previous version {_version(previous)} was started again",
-        Did(found, installs=(record,)),
+        f"{error}\nthe previous version {previous.version} was started again", Did(found, installs=(record,))
     )
 
 
-def _version(artifact: Artifact | Known) -> str:
-    return artifact.version
-
-
 def _verify(server: Server, hands: Hands) -> Did:
-    recorded = {key: entry.detail.found for key, entry in server.recorded.items() if entry.detail}
-    known = [entry.artifact for entry in server.recorded.values() if entry.detail]
-    differs = drift(recorded, hands.look(known))
+    differs = drifted(server.recorded, hands)
     if differs:
-        lines = [
-            f"{change.key.subject}: recorded {change.before.version if change.before else 'nothing'}, "
-            f"found {change.after.version if change.after else 'nothing'}"
-            for change in differs
-        ]
-        raise HostError("the host does not have what was recorded: " + "; ".join(lines))
+        raise HostError("the host does not have what was recorded: " + "; ".join(map(described, differs)))
     return Did()
