@@ -147,8 +147,8 @@ class Client:
             more = response.response_range.more
             while more and not 0 < keys.limit <= len(items):
                 rest = replace(keys, key=items[-1].key + "\0")
-                if keys.oldest:
-                    raise ValueError(f"a range sorted by age needs a limit under {PAGE}")
+                if keys.order != "key":
+                    raise ValueError(f"a range that is sorted by age needs a limit of at most {limit}")
                 page = self._call(
                     "Range",
                     _range_request(rpc, rest, reply.header.revision if revision is None else revision, limit),
@@ -592,8 +592,11 @@ def _range_request(rpc: Any, keys: KeyRange, revision: int | None, limit: int) -
         limit=limit,
         revision=revision or 0,
         keys_only=keys.keys_only,
-        sort_order=rpc.RangeRequest.ASCEND if keys.oldest else rpc.RangeRequest.NONE,
-        sort_target=rpc.RangeRequest.CREATE if keys.oldest else rpc.RangeRequest.KEY,
+        sort_order={"key": 0, "oldest": rpc.RangeRequest.ASCEND, "newest": rpc.RangeRequest.DESCEND}[
+            keys.order
+        ],
+        sort_target=rpc.RangeRequest.KEY if keys.order == "key" else rpc.RangeRequest.CREATE,
+        max_create_revision=max(0, keys.created_before - 1),
     )
 
 

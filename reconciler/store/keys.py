@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import quote_plus, unquote_plus
 
 from reconciler.core.artifact import KINDS, OS_IMAGE, Key, Kind
 from reconciler.errors import UsageError
 from reconciler.store.transaction import KeyRange, under
+from reconciler.wire.settings import SETTINGS
 
 DEFAULT_PREFIX = "/neco/"
 DEFAULT_LOCK_PREFIX = "coreos.com/updateengine/rebootlock"
 DEFAULT_GROUP = "default"
-
-SETTINGS: tuple[str, ...] = (
-    "notification/slack",
-    "proxy",
-    "github-token",
-    "check-update-interval",
-    "worker-timeout",
-    "release-time",
-    "release-timezone",
-)
-"""The `config/` keys that are ours to read. Others beside them belong to other programs."""
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _FOLDERS: dict[Kind, str] = {"image": "containers", "deb": "debs"}
@@ -90,8 +81,9 @@ class Keys:
 
     def agent_in(self, key: str) -> tuple[int, str] | None:
         """Number and lease (hex) of an agent's key."""
-        lrn, separator, lease = key.removeprefix(self.agents).partition("//")
-        return (int(lrn), lease) if separator and _NUMBER.fullmatch(lrn) else None
+        number, _, lease = key.removeprefix(self.agents).partition("//")
+        lrn = number_in(number)
+        return (lrn, lease) if lrn is not None and lease else None
 
     @property
     def neco_workers(self) -> str:
@@ -216,26 +208,6 @@ class Keys:
         known = (part == "semaphore" and not name) or (part in ("holders", "waiters") and name)
         return (group, part, name) if known else None
 
-    # --- read back --------------------------------------------------------------------------------------------------
-
-    def lrn_in(self, key: str, folder: str) -> int | None:
-        """The server's number that follows `folder` in `key`; None where it is none, as in a stranger's key."""
-        number = key[len(folder) :].split("/", 1)[0]
-        return int(number) if _NUMBER.fullmatch(number) else None
-
-    def artifact_in(self, rest: str) -> tuple[Key, bool] | None:
-        """The artifact of what follows `install/<lrn>/` in a key, and whether it is the detail; None for a stranger's key."""
-        if rest == "os-image":
-            return OS_IMAGE, False
-        folder, _, name = rest.partition("/")
-        if folder == "details":
-            word, _, name = name.partition("/")
-            kind = next((kind for kind in KINDS if kind == word), None)
-            return (Key(kind, name), True) if kind and name and "/" not in name else None
-        if folder in _KINDS and name and "/" not in name:
-            return Key(_KINDS[folder], name), False
-        return None
-
     # --- ranges -----------------------------------------------------------------------------------------------------
 
     @property
@@ -268,3 +240,27 @@ class Keys:
     @property
     def settings(self) -> tuple[KeyRange, ...]:
         return tuple(KeyRange(self.setting(name)) for name in SETTINGS)
+
+
+# A fleet has many servers and few names: what its keys repeat is taken apart once.
+
+
+@lru_cache(maxsize=65_536)
+def number_in(text: str) -> int | None:
+    """A server's number as a part of a key; None for a stranger's."""
+    return int(text) if _NUMBER.fullmatch(text) else None
+
+
+@lru_cache(maxsize=8_192)
+def artifact_in(rest: str) -> tuple[Key, bool] | None:
+    """The artifact of what follows `install/<lrn>/` in a key, and whether it is the detail; None for a stranger's key."""
+    if rest == "os-image":
+        return OS_IMAGE, False
+    folder, _, name = rest.partition("/")
+    if folder == "details":
+        word, _, name = name.partition("/")
+        kind = next((kind for kind in KINDS if kind == word), None)
+        return (Key(kind, name), True) if kind and name and "/" not in name else None
+    if folder in _KINDS and name and "/" not in name:
+        return Key(_KINDS[folder], name), False
+    return None

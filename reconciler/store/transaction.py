@@ -5,7 +5,7 @@ Nothing here knows gRPC or protobuf: `client` turns these into requests, and rep
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 MAX_OPERATIONS = 128
@@ -24,13 +24,17 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class KeyRange:
-    """Keys from `key` to `end` (not included), or one key where `end` is None. `oldest` sorts by create revision."""
+    """Keys from `key` to `end` (not included), or one key where `end` is None.
+
+    `order` by create revision wants a `limit`; `created_before` takes only what was created before that etcd revision.
+    """
 
     key: str
     end: str | None = None
     limit: int = 0
     keys_only: bool = False
-    oldest: bool = False
+    order: Literal["key", "oldest", "newest"] = "key"
+    created_before: int = 0
 
 
 def one(key: str) -> KeyRange:
@@ -38,11 +42,21 @@ def one(key: str) -> KeyRange:
     return KeyRange(key)
 
 
-def under(prefix: str, *, limit: int = 0, keys_only: bool = False, oldest: bool = False) -> KeyRange:
+def under(prefix: str, *, keys_only: bool = False) -> KeyRange:
     """All keys that begin with `prefix`, which must end in `/`: `install/1` would take in the servers 10 to 19."""
     if not prefix.endswith("/"):
         raise ValueError(f"a range of keys ends in a slash, and {prefix!r} does not")
-    return KeyRange(prefix, prefix[:-1] + chr(ord("/") + 1), limit, keys_only, oldest)
+    return KeyRange(prefix, prefix[:-1] + chr(ord("/") + 1), keys_only=keys_only)
+
+
+def oldest_under(prefix: str, limit: int, *, keys_only: bool = False) -> KeyRange:
+    """The `limit` keys under `prefix` that were created first, in that order."""
+    return replace(under(prefix, keys_only=keys_only), limit=limit, order="oldest")
+
+
+def last_before(prefix: str, create_revision: int) -> KeyRange:
+    """The key under `prefix` that was created last before `create_revision`: the predecessor in a line."""
+    return replace(under(prefix), limit=1, order="newest", created_before=create_revision)
 
 
 @dataclass(frozen=True, slots=True)
