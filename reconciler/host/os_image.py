@@ -382,8 +382,8 @@ class Command:
         return place.status(self.host, f"{HOOKS}/{hook}") is not None
 
     def _with_channel(self, version: str) -> str:
-        """A version with its channel: the host's own word (Flatcar's GROUP), else the one under which it was asked for."""
-        for file in ("/etc/flatcar/update.conf", "/usr/share/flatcar/update.conf"):
+        """A version with its channel: the host's own word (Flatcar's GROUP, the image's before the next one's), else the one asked for."""
+        for file in ("/usr/share/flatcar/update.conf", "/etc/flatcar/update.conf"):
             if channel := _settings(place.text(self.host, file) or "").get("GROUP"):
                 return f"{channel}/{version}"
         entry = self.ledger.get(OS_IMAGE)
