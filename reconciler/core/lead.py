@@ -98,17 +98,29 @@ def watch(seen: Seen, fleet: Fleet, now: Now) -> Seen:
     rollout, phase = fleet.rollout, fleet.phase
     if rollout is None or phase is None or not rollout.unfinished:
         return Seen()
+    waiting = _waiting(fleet, rollout)
     marks: dict[int, tuple[int, float]] = {}
     for lrn in rollout.servers:
         status = fleet.statuses.get(lrn)
         revision = status.mod_revision if status else 0
         old = seen.marks.get(lrn)
-        marks[lrn] = old if old and old[0] == revision else (revision, now.monotonic)
+        silent = old is not None and old[0] == revision and lrn not in waiting
+        marks[lrn] = old if old and silent else (revision, now.monotonic)
     same = seen.phase[0] == phase.mod_revision
     opened = seen.phase if same else (phase.mod_revision, now.monotonic)
     done = all(_has_done(fleet, lrn, rollout, phase.phase) for lrn in participants(rollout, phase))
     since = (seen.done_since if same and seen.done_since is not None else now.monotonic) if done else None
     return Seen(marks, opened, since)
+
+
+def _waiting(fleet: Fleet, rollout: Rollout) -> frozenset[int]:
+    """Servers that wait for a window or a slot, which does not count as silence as long as their agent lives."""
+    alive = {agent.lrn for agent in fleet.agents}
+    return frozenset(
+        lrn
+        for lrn in rollout.servers
+        if lrn in alive and (status := _status_in(fleet, rollout, lrn)) and status.waiting
+    )
 
 
 def lead(desired: Desired | None, fleet: Fleet, seen: Seen, now: Now) -> Order:
@@ -169,7 +181,7 @@ def _continue(
         names = ", ".join(map(str, waited_for[:5])) + (", …" if len(waited_for) > 5 else "")
         return Wait(
             f"waiting for server {names} in {rollout.phases[phase.phase - 1]}",
-            _next_timeout(rollout, seen, now),
+            _next_timeout(frozenset(waited_for) - _waiting(fleet, rollout), rollout, seen, now),
         )
     return _next(rollout, phase, seen, now)
 
@@ -224,7 +236,7 @@ def _failed(fleet: Fleet, rollout: Rollout, phase: OpenPhase, lrn: int, seen: Se
     status = _status_in(fleet, rollout, lrn)
     if status and status.cond == ABORTED:
         return f"failed: {status.message}"
-    if _has_done(fleet, lrn, rollout, phase.phase) or (status and status.waiting):
+    if _has_done(fleet, lrn, rollout, phase.phase):
         return None
     _, since = seen.marks.get(lrn, (0, now.monotonic))
     since = max(since, seen.phase[1])
@@ -254,9 +266,10 @@ def _has_done(fleet: Fleet, lrn: int, rollout: Rollout, phase: int) -> bool:
     return bool(status and status.cond != ABORTED and (status.cond == COMPLETE or status.step > phase))
 
 
-def _next_timeout(rollout: Rollout, seen: Seen, now: Now) -> float:
-    oldest = min((max(since, seen.phase[1]) for _, since in seen.marks.values()), default=now.monotonic)
-    return max(0.1, rollout.timeout - (now.monotonic - oldest))
+def _next_timeout(counted: frozenset[int], rollout: Rollout, seen: Seen, now: Now) -> float | None:
+    """When the first of the servers whose time counts will have been silent for too long."""
+    since = [max(seen.marks[lrn][1], seen.phase[1]) for lrn in counted if lrn in seen.marks]
+    return max(0.1, rollout.timeout - (now.monotonic - min(since))) if since else None
 
 
 def _is_newer(desired: Desired | None, rollout: Rollout) -> bool:
@@ -285,13 +298,20 @@ def _open(desired: Desired | None, fleet: Fleet, now: Now, replaces: Rollout | N
         return Wait("no server is registered")
     last = fleet.rollout if replaces is None else None
     if last and last.version == desired.revision.id:
-        if set(servers) == set(last.servers):
+        if all(_has_had(fleet, last, lrn) for lrn in servers):
             return Wait("nothing to do: the newest revision is rolled out")
-    elif not _differs(desired, fleet, servers):
+    elif replaces is None and not _differs(desired, fleet, servers):
+        # One that gives way is replaced in any case: it must not go on to a revision that is desired no more.
         return Wait("nothing to do: no server differs from the newest revision")
     if fleet.pause and not _over(fleet.pause.until, now):
         return Wait(f"paused by {fleet.pause.who}: {fleet.pause.why}", _until(fleet.pause.until, now))
     return _outside_release_time(fleet, now) or Open(_rollout(desired, fleet, servers, now), replaces)
+
+
+def _has_had(fleet: Fleet, last: Rollout, lrn: int) -> bool:
+    """Whether the server was taken along by the finished rollout `last`, or failed in it: such a one gets the next revision."""
+    status = _status_in(fleet, last, lrn)
+    return bool(status and status.cond == COMPLETE) or last.out.get(lrn, "").startswith(_COUNTED)
 
 
 def _outside_release_time(fleet: Fleet, now: Now) -> Wait | None:
@@ -312,7 +332,9 @@ def _differs(desired: Desired, fleet: Fleet, servers: tuple[int, ...]) -> bool:
         changes = difference(before, desired.artifacts_of(lrn))
         if any(desired.policy.prune or change.action != "remove" for change in changes):
             return True
-        if any(record.state != "done" and ":change" in id for id, record in fleet.steps.get(lrn, {}).items()):
+        # What was only fetched has changed nothing; anything else that did not end is settled in a rollout.
+        records = fleet.steps.get(lrn, {}).items()
+        if any(record.state != "done" and not id.endswith(":fetch") for id, record in records):
             return True
     return False
 
@@ -345,8 +367,8 @@ def waves_of(desired: Desired, servers: tuple[int, ...]) -> tuple[Wave, ...]:
 
 def timestamp(wall: float) -> str:
     """Unix seconds as RFC 3339 in UTC with nine digits of nanoseconds, so that texts sort as times do."""
-    whole = int(wall)
-    return f"{datetime.fromtimestamp(whole, UTC):%Y-%m-%dT%H:%M:%S}.{round((wall - whole) * 1e6) % 1_000_000:06d}000Z"
+    seconds, micros = divmod(round(wall * 1_000_000), 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}000Z"
 
 
 def _over(until: str | None, now: Now) -> bool:

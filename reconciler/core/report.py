@@ -111,7 +111,7 @@ def _state(fleet: Fleet) -> tuple[str, str]:
         return rollout.outcome, rollout.message
     if rollout.stop:
         return "stopped", rollout.message or f"stopped by {rollout.stopped_by or 'somebody'}"
-    if fleet.phase is None:
+    if fleet.phase is None or fleet.phase.rollout != rollout.id:
         return "failed", "a step has failed and closed the phase"
     name = rollout.phases[fleet.phase.phase - 1]
     waited = [
