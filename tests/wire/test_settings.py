@@ -200,7 +200,7 @@ neverRemove: [chrony]
         ),
         (
             "apiVersion: reconciler/v1\nallow: {images: }",
-            "cannot use f\nf:1:1: kind is missing (What this document is)\nf:2:16: allow.images: is empty; wanted: a list",
+            "cannot use f\nf:1:1: kind is missing (What this document is)\nf:2:17: allow.images: is empty; wanted: a list",
         ),
     ],
 )
