@@ -38,6 +38,15 @@ _HOLDS = re.compile(r"Held packages were changed")
 _CORRUPT = re.compile(r"Hash Sum mismatch|unexpected size")
 
 
+def archive_name(package: str, version: str, architecture: str) -> str:
+    """The name under which apt looks for a package among its archives."""
+    quoted = (
+        re.sub(r"[_:%]", lambda found: f"%{ord(found[0]):02x}", part)
+        for part in (package, version, architecture)
+    )
+    return "_".join(quoted) + ".deb"
+
+
 class Apt:
     """apt-get of one host."""
 
@@ -133,7 +142,7 @@ class Apt:
             *("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"),
             *("-o", "Dpkg::Use-Pty=false"),
             *(word for kept in place.inherited(self._host) for word in ("-o", f"APT::Keep-Fds::={kept}")),
-            *("-q=2", "--yes", "--allow-downgrades", "--no-install-recommends", "--no-remove"),
+            *("-q", "--yes", "--allow-downgrades", "--no-install-recommends", "--no-remove"),
             verb,
             *words,
         ]

@@ -21,7 +21,7 @@ from urllib.parse import quote
 from reconciler.core.artifact import AptDeb, Artifact, Key, Known, Pin, ReleaseDeb
 from reconciler.errors import HostError, Unfetchable
 from reconciler.host import place
-from reconciler.host.apt import Apt
+from reconciler.host.apt import Apt, archive_name
 from reconciler.host.dpkg import Control, Dpkg, Package, control
 from reconciler.host.driver import Host, Progress, silent
 from reconciler.host.ledger import Entry, Ledger
@@ -147,10 +147,12 @@ class Packages:
             return
         found = pin or releases.resolve(deb, self._dpkg.architecture)
         directory = self._directory(deb, _digest(found.digest))
-        file = directory / f"{deb.name}.deb"
-        releases.fetch(replace(found, digest=digest or found.digest), file, deb.key.subject, progress)
-        said = self._check(deb, file)
+        fetched = directory / "fetched"
+        releases.fetch(replace(found, digest=digest or found.digest), fetched, deb.key.subject, progress)
+        said = self._check(deb, fetched)
         self._require_room(deb, said)
+        # apt takes a package without the network only where it lies under the name that apt would give it.
+        file = fetched.rename(directory / archive_name(said.package, said.version, said.architecture))
         if self._apt.there:
             self._apt.fetch(place.seen(self._host, file), directory)
         self._publish(Parcel(directory, file, said.version, _digest(found.digest)))

@@ -440,7 +440,7 @@ def test_only_what_is_installed_is_kept(
     shelf = host.state_dir / "debs/tool"
     assert len(list(shelf.iterdir())) == 3
     packages.apply(debs[1], packages.resolve(debs[1]))
-    assert sorted(path.name for path in shelf.glob("*/*")) == ["fetched.json", "tool.deb"]
+    assert sorted(path.name for path in shelf.glob("*/*")) == ["fetched.json", "tool_1.1_all.deb"]
     packages.tidy([])
     assert len(list(shelf.iterdir())) == 1
     packages.remove(debs[1].key)
