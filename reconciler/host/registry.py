@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
+import ipaddress
 import json
 import re
 import time
@@ -45,7 +47,9 @@ class Repository:
     def loopback(self) -> bool:
         """On this machine itself: spoken to without TLS, as docker and podman's documentation have it for tests."""
         name = urllib.parse.urlsplit(f"//{self.host}").hostname or ""
-        return name in ("localhost", "::1") or name.startswith("127.")
+        with contextlib.suppress(ValueError):
+            return ipaddress.ip_address(name).is_loopback
+        return name == "localhost"
 
     @property
     def api(self) -> str:
@@ -82,7 +86,8 @@ class Login:
 def login_from(file: Path | None, repository: Repository) -> Login | None:
     """The login for a repository in a credentials file (`auths`, as `podman login` and `docker login` write it).
 
-    The longest entry that the repository's name begins with counts. Raises `HostError` for a file that is none.
+    The longest entry that the repository's name begins with counts; an empty one (docker's, where a helper has the
+    login) is none. Raises `HostError` for a file that is none.
     """
     if file is None or not file.exists():
         return None
@@ -91,7 +96,9 @@ def login_from(file: Path | None, repository: Repository) -> Login | None:
         names = {_without_scheme(name): entry for name, entry in entries.items()}
         for candidate in _prefixes(repository):
             if entry := names.get(candidate):
-                user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+                user, colon, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
+                if not (user and colon):
+                    raise ValueError("no user and password")
                 return Login(user, password)
     except (OSError, ValueError, binascii.Error, AttributeError, KeyError, TypeError) as error:
         # The error's own text could quote a password.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,10 @@ from reconciler.host.ledger import Ledger
 from tests.podman import docker_daemon, podman_below
 from tests.registry import Registry, registry
 
-pytestmark = pytest.mark.needs("docker", "podman", "runc", "docker-registry", "busybox")
+pytestmark = [
+    pytest.mark.needs("docker", "podman", "runc", "docker-registry", "busybox"),
+    pytest.mark.skipif(os.getuid() != 0, reason="a server's podman is root's"),
+]
 
 
 @pytest.fixture(scope="module")

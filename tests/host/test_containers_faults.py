@@ -27,7 +27,10 @@ from tests.podman import podman, podman_below
 from tests.registry import Registry, registry
 from tests.registry_proxy import Fault, Proxy, proxy
 
-pytestmark = pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
+pytestmark = [
+    pytest.mark.needs("podman", "runc", "docker-registry", "busybox"),
+    pytest.mark.skipif(os.getuid() != 0, reason="a server's podman is root's"),
+]
 
 
 @dataclass

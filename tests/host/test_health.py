@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -160,18 +161,24 @@ def _hook(root: Path, name: str, text: str) -> Host:
     return Host(root=root, lrn=3)
 
 
+roots = pytest.mark.skipif(os.getuid() != 0, reason="hooks must be root's")
+
+
+@roots
 def test_a_hook_passes_with_status_0(tmp_path: Path) -> None:
     host = _hook(tmp_path, "quorum", f"echo $RECONCILER_HOOK $RECONCILER_LRN > {tmp_path}/said")
     check(host, Check("hook", "quorum", 5))
     assert (tmp_path / "said").read_text() == "quorum 3\n"
 
 
+@roots
 def test_a_hook_that_fails_is_quoted(tmp_path: Path) -> None:
     host = _hook(tmp_path, "quorum", "echo two members are missing >&2; exit 1")
     with pytest.raises(Unhealthy, match="two members are missing"):
         check(host, Check("hook", "quorum", 0.3), interval=0.05)
 
 
+@roots
 def test_a_hook_that_hangs_is_ended(tmp_path: Path) -> None:
     host = _hook(tmp_path, "quorum", "sleep 60")
     started = time.monotonic()
