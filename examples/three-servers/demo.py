@@ -81,8 +81,10 @@ class Fleet:
     def command(self, *argv: str, expected: tuple[int, ...] = (0,)) -> None:
         """Show a command, run it in the work tree, and show what it prints."""
         say(f"\n$ {shlex.join(argv)}", bold=True)
+        # In a session of its own, as all that the demo starts: Ctrl-C is for the demo.
         status = subprocess.run(
             self._found(argv),
+            start_new_session=True,
             cwd=self.work_tree,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -99,6 +101,7 @@ class Fleet:
             argv,
             cwd=self.work_tree,
             env=self.environment,
+            start_new_session=True,
             capture_output=True,
             text=True,
             timeout=60,
@@ -117,10 +120,7 @@ class Fleet:
         for source in sorted((HERE / "revisions" / revision).glob("*.yaml")):
             if source.name == "images.yaml" and not self.images:
                 continue
-            text = source.read_text()
-            for word, meaning in self.words.items():
-                text = text.replace(f"@{word}@", meaning)
-            (target / source.name).write_text(text)
+            (target / source.name).write_text(_filled(source.read_text(), self.words))
 
     def commit(self, message: str) -> str:
         """Commit the work tree; the commit."""
@@ -133,6 +133,7 @@ class Fleet:
             ["git", *arguments],
             cwd=self.work_tree,
             env=self.environment,
+            start_new_session=True,
             capture_output=True,
             text=True,
             timeout=30,
@@ -142,6 +143,12 @@ class Fleet:
     @staticmethod
     def _found(argv: tuple[str, ...]) -> list[str]:
         return [str(RECONCILE) if argv[0] == "reconcile" else argv[0], *argv[1:]]
+
+
+def _filled(text: str, words: Mapping[str, str]) -> str:
+    for word, meaning in words.items():
+        text = text.replace(f"@{word}@", meaning)
+    return text
 
 
 @contextlib.contextmanager
@@ -162,10 +169,17 @@ def fleet(directory: Path) -> Iterator[Fleet]:
             say("  starting a registry, and pushing two tags of two images to it")
             words["REGISTRY"] = stack.enter_context(registry(directory))
             for name, tag in (("tools", "1.0"), ("tools", "1.1"), ("web", "1.0"), ("web", "1.1")):
-                push_image(words["REGISTRY"], name, tag, busybox=_busybox())
+                push_image(words["REGISTRY"], name, tag, _busybox())
+            words["BUSYBOX"] = str(_busybox())
         servers = tuple(Server(lrn, directory / f"server-{lrn}", settings is not None) for lrn in SERVERS)
         for server in servers:
             server.create(settings or "")
+            server.allow(
+                (HERE / "host" / "policy.yaml").read_text(),
+                {"web-answers": _filled((HERE / "host" / "web-answers").read_text(), words)}
+                if settings is not None
+                else {},
+            )
         environment = {
             **{
                 name: value
@@ -236,7 +250,7 @@ def _agent(server: Server, fleet: Fleet, github: str) -> Iterator[None]:
         "--state-dir",
         str(server.directory / "state"),
     ]
-    argv += ["--policy", str(server.directory / "policy.yaml"), "--github-api", github]
+    argv += ["--policy", str(server.policy), "--github-api", github]
     argv += [
         "--listen",
         f"127.0.0.1:{free_port()}",
@@ -369,6 +383,8 @@ def main() -> int:
         os.environ["RECONCILER_DEMO_UNSHARED"] = "1"
         unshare = ["unshare", "--map-root-user", "--", sys.executable, *sys.argv]
         os.execvp("unshare", unshare)  # noqa: S606  (an argument list; replaces this process)
+    # A hook that others than root could write is not run.
+    os.umask(0o022)
     signal.signal(signal.SIGTERM, _interrupted)
     signal.signal(signal.SIGHUP, _interrupted)
     directory = Path(tempfile.mkdtemp(prefix="three-servers-"))

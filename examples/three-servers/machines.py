@@ -160,6 +160,20 @@ class Server:
             f'[storage]\ndriver = "vfs"\ngraphroot = "{self.directory}/images"\nrunroot = "{self.directory}/run"\n'
         )
 
+    def allow(self, policy: str, hooks: Mapping[str, str]) -> None:
+        """Put the host's policy and hooks in place: root's own, and no part of the desired state."""
+        place = self.root / "etc" / "reconciler"
+        (place / "hooks").mkdir(parents=True)
+        self.policy.write_text(policy)
+        for name, text in hooks.items():
+            hook = place / "hooks" / name
+            hook.write_text(text)
+            hook.chmod(0o755)
+
+    @property
+    def policy(self) -> Path:
+        return self.root / "etc" / "reconciler" / "policy.yaml"
+
     def packages(self) -> str:
         """`name version` of all that dpkg has installed here."""
         argv = ["dpkg-query", "--admindir", str(self.root / "var/lib/dpkg"), "--show"]
