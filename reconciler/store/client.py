@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from reconciler.errors import Ambiguous, ReconcilerError, Unavailable, UsageError
+from reconciler.errors import Ambiguous, Fenced, ReconcilerError, Unavailable, UsageError
 from reconciler.store.transaction import (
     MAX_OPERATIONS,
     Compare,
@@ -289,8 +289,8 @@ class Compacted(ReconcilerError):
     """The etcd revision that was asked for has been compacted: read the newest state instead."""
 
 
-class LeaseGone(ReconcilerError):
-    """etcd does not know the lease (any more)."""
+class LeaseGone(Fenced):
+    """etcd does not know the lease (any more): what hangs on it is gone, and nothing more can be hung on it."""
 
 
 class _ReplyTooLarge(Exception):
