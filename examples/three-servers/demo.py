@@ -102,6 +102,7 @@ class Fleet:
             cwd=self.work_tree,
             env=self.environment,
             start_new_session=True,
+            start_new_session=True,
             capture_output=True,
             text=True,
             timeout=60,
@@ -338,7 +339,10 @@ def story(directory: Path) -> None:
         chapter("1. A desired state: packages" + (" and images" if made.images else ""))
         made.write("1-first")
         made.command(
-            "cat", *sorted(str(p.relative_to(made.work_tree)) for p in made.work_tree.glob("*/*.yaml"))
+            "tail",
+            "-n",
+            "+1",
+            *sorted(str(p.relative_to(made.work_tree)) for p in made.work_tree.glob("*/*.yaml")),
         )
         made.command("reconcile", "validate", "desired-state")
         revision = push(made, "Three packages and two images")
