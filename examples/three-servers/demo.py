@@ -102,7 +102,6 @@ class Fleet:
             cwd=self.work_tree,
             env=self.environment,
             start_new_session=True,
-            start_new_session=True,
             capture_output=True,
             text=True,
             timeout=60,
