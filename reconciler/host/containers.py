@@ -69,6 +69,7 @@ class Containers:
         attempts: int = 4,
         backoff: float = 1.0,
         stop_timeout: int = 10,
+        settle: float = 1.0,
     ) -> None:
         self._host = host
         self._ledger = ledger
@@ -79,6 +80,7 @@ class Containers:
         self._attempts = attempts
         self._backoff = backoff
         self._stop_timeout = stop_timeout
+        self._settle = settle
         self._pulled = _Pulled(host.state_dir / "images.json")
         self._mutex = threading.Lock()
         self._chosen: Runtime | None = None
@@ -86,13 +88,13 @@ class Containers:
 
     # --- what is asked for --------------------------------------------------------------------------------------------
 
-    def resolve(self, image: Image) -> Pin:
+    def resolve(self, artifact: Artifact) -> Pin:
         """The digest of an image's tag, and the repository that it is pulled from; a digest in git is checked to be there.
 
         A `private` image comes from its repository's `-secret` twin where this host has a login for it. Raises
         `Unfetchable`, `Unavailable`, or `HostError` where the login does not do.
         """
-        registry = self._registry()
+        image, registry = _image(artifact), self._registry()
         address = str(repository_of(image.repository))
         if image.private and registry.login(f"{address}-secret"):
             address = f"{address}-secret"
@@ -277,12 +279,25 @@ class Containers:
         self._ledger.put(entry)
         try:
             self._switch(definition)
+            self._require_up(definition)
         except HostError as error:
             if (again := self._start_again(image.key)) is None:
                 raise
             raise HostError(f"{error}\n{again}") from None
         if confirmed:
             self._ledger.put(replace(entry, found=definition.running))
+
+    def _require_up(self, definition: Definition) -> None:
+        """Raise where the container ends as soon as it is started, though the runtime starts it anew again and again."""
+        name = definition.name
+        first = self._runtime().containers().get(name)
+        time.sleep(self._settle)
+        now = self._runtime().containers().get(name)
+        if first is None or now is None or now.state != "running" or now.pid != first.pid:
+            raise HostError(
+                f"cannot run {name} on server {self._host.lrn}: it ends as soon as it is started"
+                f"{self._runtime().logs(name) if now else ''}"
+            )
 
     def _start_again(self, key: Key) -> str | None:
         """After a start that failed: the previous container again. What became of that; None where there is none."""
@@ -310,7 +325,7 @@ class Containers:
     def restore(self, key: Key) -> str | None:
         """Run the previous image, with its own definition, again; what `observe` says then. None where there is none.
 
-        May be called again after a kill: until the previous one runs, the ledger still names it as the previous one.
+        May be called again, after a kill too: one that went back already is where it would go back to.
         """
         entry = self._ledger.get(key)
         image = self.previous(key)
@@ -324,7 +339,8 @@ class Containers:
             self._switch(definition)
         name = f"{repository_of(image.repository)}:{image.tag}"
         self._runtime().tag(definition.image, name)
-        self._ledger.put(replace(older, found=older.found or definition.running))
+        older = replace(older, found=older.found or definition.running)
+        self._ledger.put(replace(older, previous=(older,)))
         return definition.running
 
     def stop(self, key: Key) -> None:
@@ -340,10 +356,14 @@ class Containers:
             self._runtime().stop(key.name, self._stop_timeout)
 
     def remove(self, key: Key) -> None:
-        """Take away the container and the images that the ledger has under `key`; anything else stays."""
+        """Take away the container and the images that the ledger has under `key`. Raises `HostError` for a container that is not in it."""
         entry = self._ledger.get(key)
         if entry is None:
-            _log.warning("%s is not in this host's ledger: nothing is removed", key.subject)
+            if key.name in self._runtime().containers():
+                raise HostError(
+                    f"cannot remove {key.subject} from server {self._host.lrn}: a container of this name is there, but not "
+                    "in this host's ledger, so it was not installed from here"
+                )
             return
         image = entry.artifact
         if not isinstance(image, Image) or image.container or self._labelled(key.name):

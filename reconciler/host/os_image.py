@@ -55,9 +55,9 @@ class OsImages:
             else Command(host, ledger)
         )
 
-    def resolve(self, image: OsImage) -> Pin | None:
+    def resolve(self, artifact: Artifact) -> Pin | None:
         """What the release is pinned to; None where the version says it all (`command`)."""
-        return self._way.resolve(image)
+        return self._way.resolve(_os_image(artifact))
 
     def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
         """`<channel>/<version>` of what is published or runs, and what is wrong with it, if anything is."""

@@ -42,12 +42,13 @@ def storage_environment() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A container that is there. `state` is `running`, `stopped`, `restarting` or `paused`."""
+    """A container that is there. `state` is `running`, `stopped`, `restarting` or `paused`; `pid` its first process's, 0 for none."""
 
     name: str
     state: str
     image_id: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,9 @@ class Runtime(Protocol):
 
     def remove(self, name: str) -> None:
         """Remove a container, running or not; one that is not there is no error."""
+
+    def logs(self, name: str) -> str:
+        """The last lines that a container has said, as far as they can be had."""
 
     def forget(self, names: Sequence[str]) -> bool:
         """Take names from an image, and the image with the last one; False where a container still uses it."""
@@ -169,6 +173,10 @@ class _CommandLine:
         done = self._run("rm", "--force", "--", name, timeout=_CHANGE, check=False, changes=True)
         self._unless_absent(done, "remove", name)
 
+    def logs(self, name: str) -> str:
+        done = self._run("logs", "--tail", "20", "--", name, check=False)
+        return _last(done) if done.status == 0 else ""
+
     def forget(self, names: Sequence[str]) -> bool:
         for name in names:
             done = self._run("rmi", "--", name, timeout=_CHANGE, check=False, changes=True)
@@ -208,7 +216,11 @@ class Podman(_CommandLine):
         rows = _documents(self._run("ps", "--all", "--format", "json").stdout)
         return {
             name: Running(
-                name, _state(row.get("State", "")), _bare(row.get("ImageID", "")), row.get("Labels") or {}
+                name,
+                _state(row.get("State", "")),
+                _bare(row.get("ImageID", "")),
+                row.get("Labels") or {},
+                int(row.get("Pid") or 0),
             )
             for row in rows
             for name in row.get("Names") or ()
@@ -260,6 +272,7 @@ class Docker(_CommandLine):
                 _state(row["State"]["Status"]),
                 _bare(row["Image"]),
                 (row.get("Config") or {}).get("Labels") or {},
+                int(row["State"].get("Pid") or 0),
             )
             for row in rows
         }
@@ -328,4 +341,4 @@ def _whole(name: str) -> str:
 
 def _last(done: Completed) -> str:
     lines = (done.stderr or done.stdout).strip().splitlines()[-20:]
-    return "".join(f"\n    {line}" for line in lines)
+    return "".join(f"\n    {line[:500]}" for line in lines)

@@ -95,7 +95,7 @@ def server(tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv(name, value)
         host = Host(state_dir=tmp_path / "state", lrn=7, hostname="boot-7")
         ledger = Ledger.open(host)
-        containers = Containers(host, ledger, stop_timeout=2, backoff=0.05)
+        containers = Containers(host, ledger, stop_timeout=2, backoff=0.05, settle=0.2)
         yield Server(host, containers, ledger, dict(environment), images, free_port())
 
 
@@ -245,9 +245,14 @@ def test_restore_after_a_kill_in_its_middle_ends_the_same(server: Server) -> Non
     server.install(server.web("1"))
     server.install(server.web("2"))
     server.podman("rm", "--force", "--time", "0", "web")
-    server.containers.restore(WEB)
-    server.containers.restore(WEB)
+    first = server.containers.restore(WEB)
     assert server.answer() == "1"
+    started = _identity(server)
+    assert server.containers.previous(WEB) == server.web("1"), "one that went back is asked again"
+    assert server.containers.restore(WEB) == first
+    assert _identity(server) == started
+    server.install(server.web("3"))
+    assert server.containers.previous(WEB) == server.web("1")
 
 
 def test_without_a_previous_one_restore_changes_nothing(server: Server) -> None:
@@ -265,6 +270,16 @@ def test_a_version_that_was_never_healthy_is_not_what_one_goes_back_to(server: S
     previous = server.containers.previous(WEB)
     assert previous is not None
     assert previous.tag == "1"
+
+
+def test_a_container_that_ends_at_once_gives_way_and_says_what_it_said(server: Server) -> None:
+    server.install(server.web("1"))
+    broken = server.web("2", args=("sh", "-c", "echo no such cluster >&2; exit 3"))
+    pin = server.containers.resolve(broken)
+    server.containers.fetch(broken, pin)
+    with pytest.raises(HostError, match=r"ends as soon as(.|\n)*no such cluster(.|\n)*1, was started again"):
+        server.containers.apply(broken, pin)
+    assert server.answer() == "1"
 
 
 def test_a_container_that_cannot_start_gives_way_to_the_one_before(server: Server) -> None:
@@ -323,7 +338,8 @@ def test_a_container_that_somebody_else_started_is_left_alone(server: Server) ->
     assert server.observed(image) == f"{pin.digest} stopped, started by another"
     with pytest.raises(HostError, match="adopt"):
         server.containers.apply(image, pin)
-    server.containers.remove(WEB)
+    with pytest.raises(HostError, match="not in this host's ledger"):
+        server.containers.remove(WEB)
     server.containers.stop(WEB)
     assert _identity(server)
 
@@ -367,7 +383,9 @@ def test_remove_takes_the_container_and_its_images_and_no_others(server: Server)
 def test_a_name_in_etcd_alone_removes_nothing(server: Server) -> None:
     server.install(server.web("1"))
     server.ledger.drop(WEB)
-    server.containers.remove(WEB)
+    with pytest.raises(HostError, match="not in this host's ledger"):
+        server.containers.remove(WEB)
+    server.containers.remove(Key("image", "never-there"))
     assert server.answer() == "1"
 
 

@@ -38,7 +38,7 @@ def containers(tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch
     ):
         monkeypatch.setenv("DOCKER_HOST", address)
         host = Host(state_dir=tmp_path / "state")
-        yield Containers(host, Ledger.open(host), runtime="docker", stop_timeout=1)
+        yield Containers(host, Ledger.open(host), runtime="docker", stop_timeout=1, settle=0.2)
 
 
 def test_from_tag_to_container_to_nothing_with_docker(containers: Containers, images: Registry) -> None:

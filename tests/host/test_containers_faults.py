@@ -72,6 +72,7 @@ def bench(tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch) -> 
             backoff=0.05,
             pull_limit=60,
             stop_timeout=1,
+            settle=0.2,
         )
         yield Bench(host, containers, dict(environment), images, faults)
 
@@ -240,7 +241,7 @@ from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
 from pathlib import Path
 host = Host(state_dir=Path(sys.argv[1]))
-containers = Containers(host, Ledger.open(host), stop_timeout=1)
+containers = Containers(host, Ledger.open(host), stop_timeout=1, settle=0.2)
 image, pin = pickle.loads(bytes.fromhex(sys.argv[2]))
 containers.fetch(image, pin)
 containers.apply(image, pin)
@@ -282,7 +283,7 @@ def _killed_again_and_again(bench: Bench, times: int, seed: int) -> None:
         tags.append(tag)
         image = replace(bench.image(tag), container=Container(args=("sleep", "1000")))
         _kill_in_the_middle(bench, image, chance.uniform(0.2, 1.6), whole_tree=bool(number % 2))
-        containers = Containers(bench.host, Ledger.open(bench.host), stop_timeout=1)
+        containers = Containers(bench.host, Ledger.open(bench.host), stop_timeout=1, settle=0.2)
         pin = containers.resolve(image)
         containers.fetch(image, pin)
         containers.apply(image, pin)

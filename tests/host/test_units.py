@@ -230,7 +230,7 @@ def test_a_container_with_a_unit_is_run_by_its_service(
     with podman_below(tmp_path / "podman") as environment:
         for name, value in environment.items():
             monkeypatch.setenv(name, value)
-        containers = Containers(host, Ledger.open(host), stop_timeout=1)
+        containers = Containers(host, Ledger.open(host), stop_timeout=1, settle=0.2)
         key, port = Key("image", "web"), free_port()
 
         def web(tag: str, unit: str | None) -> Image:
