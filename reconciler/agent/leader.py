@@ -32,7 +32,8 @@ from reconciler.core.lead import (
 )
 from reconciler.core.report import report
 from reconciler.core.state import Desired, Fleet, Now, Rollout
-from reconciler.errors import ReconcilerError, Unavailable
+from reconciler.errors import Fenced, ReconcilerError, Unavailable
+from reconciler.store.leading import LeaderWrites
 
 log = logging.getLogger(__name__)
 
@@ -71,35 +72,44 @@ class Conductor:
                 return pause
 
     def _once(self) -> float | None:
-        leader = self._leading.first()
-        leads = leader is not None and self._leading.is_mine(leader)
-        if not leads or leader is None:
+        leader = self._leading.leads()
+        if leader is None:
             if self._token:
                 log.warning("leads no more")
             self._token, self._seen = 0, Seen()
-            self._publisher.update(leads=False)
+            self._publisher.update(leads=False, lease_left=self._leading.lease_left)
             return IDLE
         if leader.token != self._token:
             log.info("leads, token %d", leader.token)
             self._token, self._seen = leader.token, Seen()
+        writes = self._leading.writes(leader)
         fleet = self._leading.fleet()
         now = Now(self._wall(), time.monotonic())
         desired = self._follower.state.newest
-        self._publisher.update(leads=True, fleet=fleet, status=report(fleet, desired, now))
+        self._publisher.update(
+            leads=True, lease_left=self._leading.lease_left, fleet=fleet, status=report(fleet, desired, now)
+        )
         self._seen = watch(self._seen, fleet, now)
         self._alarms(fleet, now)
         if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
-            self._leading.note(leader, desired.revision.id)
+            writes.note_revision(fleet.noted, desired.revision.id)
         order = lead(desired, fleet, self._seen, now)
-        return self._give(order, leader.token, desired, fleet)
+        try:
+            return self._give(order, writes, desired, fleet)
+        except Fenced as error:
+            # Something has changed since the look: the next one shows what, and who leads.
+            log.info("%s", error)
+            return None
 
-    def _give(self, order: Order, token: int, desired: Desired | None, fleet: Fleet) -> float | None:
+    def _give(
+        self, order: Order, writes: LeaderWrites, desired: Desired | None, fleet: Fleet
+    ) -> float | None:
         match order:
             case Wait(reason, seconds):
                 log.debug("waits: %s", reason)
                 return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
-            case Open(rollout, replaces):
-                return self._open(rollout, replaces, token, desired, fleet)
+            case Open(rollout, _):
+                return self._open(rollout, writes, desired, fleet)
             case OpenNext(rollout, current, wave, phase):
                 log.info(
                     "opens %s for wave %d",
@@ -107,14 +117,14 @@ class Conductor:
                     wave,
                     extra={"rollout": rollout.id, "revision": rollout.version},
                 )
-                self._leading.open_phase(token, rollout, current, wave, phase)
+                writes.open_phase(rollout, current, wave, phase)
             case LeaveOut(rollout, servers):
                 for lrn, reason in servers.items():
                     log.warning("leaves out server %d: %s", lrn, reason, extra={"rollout": rollout.id})
-                self._leading.leave_out(token, rollout, {**rollout.out, **servers})
+                writes.leave_out(replace(rollout, out={**rollout.out, **servers}))
             case Stop(rollout, message):
                 log.error("stops the rollout: %s", message, extra={"rollout": rollout.id})
-                self._leading.stop(token, rollout, message)
+                writes.stop(rollout, message)
                 self._tell(
                     Event(
                         "rollout_failed",
@@ -125,10 +135,7 @@ class Conductor:
                 )
             case Finish(rollout, message):
                 log.info("finishes the rollout: %s", message, extra={"rollout": rollout.id})
-                finished = replace(
-                    rollout, outcome="complete", message=message, finished_at=timestamp(self._wall())
-                )
-                self._leading.finish(token, finished)
+                writes.finish(rollout, message, timestamp(self._wall()))
                 self._tell(
                     Event(
                         "rollout_complete",
@@ -142,7 +149,7 @@ class Conductor:
         return None
 
     def _open(
-        self, rollout: Rollout, replaces: Rollout | None, token: int, desired: Desired | None, fleet: Fleet
+        self, rollout: Rollout, writes: LeaderWrites, desired: Desired | None, fleet: Fleet
     ) -> float | None:
         if desired is None:
             return IDLE
@@ -168,7 +175,7 @@ class Conductor:
             for group in desired.groups
             if group.reboot.slots is not None
         }
-        self._leading.open(token, rollout, pins, replaces, fleet, slots)
+        writes.open_rollout(fleet, rollout, pins, slots, timestamp(self._wall()))
         self._tell(
             Event(
                 "rollout_opened",

@@ -12,13 +12,22 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from reconciler.agent.follow import Follower
+from reconciler.agent.leader import Conductor
+from reconciler.agent.leading import Leading
+from reconciler.agent.notify import Notifier
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.wake import Wake, local_paths, watch_paths
+from reconciler.agent.worker import Worker
+from reconciler.agent.writing import Writing
 from reconciler.errors import ReconcilerError
+from reconciler.store.client import Client
+from reconciler.store.keys import Keys
+from reconciler.store.transaction import Event, KeyRange, one, under
+from reconciler.store.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -143,3 +152,117 @@ class Signals:
         self._ending.set()
         self._bells.ring_all()
         self.woken.set()
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """All that one agent is made of. `leading` is None for one that never leads; `serve` starts HTTP and returns what stops it."""
+
+    source_repo: str
+    follower: Follower
+    worker: Worker
+    writing: Writing
+    conductor: Conductor | None
+    leading: Leading | None
+    notifier: Notifier
+    publisher: Publisher
+    client: Client
+    keys: Keys
+    lrn: int
+    lock_group: Callable[[], str]
+    bells: Bells
+    ending: threading.Event
+    interval: Callable[[], float]
+    grace: float
+    serve: Callable[[], Callable[[], None]] | None = None
+
+
+def run(parts: Parts) -> int:
+    """Run the agent until SIGTERM. The exit status: 0 after an orderly end, 1 where a step did not end within the grace."""
+    signals = Signals(parts.ending, parts.bells)
+    signals.install()
+    stop_serving = parts.serve() if parts.serve else None
+    loops = Loops(parts.publisher, parts.ending)
+    follow = Follow(parts.follower, parts.publisher, parts.interval, parts.bells)
+    watches = Watching(parts)
+    watch_repository(parts.source_repo, parts.bells, parts.ending)
+    loops.start("git", follow.once, parts.bells.follow)
+    loops.start("worker", parts.worker.work, parts.bells.work)
+    if parts.conductor is not None:
+        loops.start("leader", parts.conductor.conduct, parts.bells.lead)
+    watches.start()
+    while not signals.woken.wait(3600):
+        pass
+    log.info("ends: the step in flight is finished, for at most %g s", parts.grace)
+    if parts.leading is not None:
+        parts.leading.resign()
+    ended = loops.join(parts.grace)
+    watches.close()
+    parts.writing.close()
+    parts.notifier.close()
+    if stop_serving is not None:
+        stop_serving()
+    if not ended:
+        log.error(
+            "a step did not end within the grace: its record says that it is running, and the next start looks at the host"
+        )
+    return 0 if ended else 1
+
+
+class Watching:
+    """etcd's watches, which only ring: each loop reads for itself. One for the server's keys, one for the fleet's where it may lead."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._watches: list[Watch] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin in the background: an etcd that is away must not hold up the start."""
+        self._thread = threading.Thread(target=self._start, name="etcd-watches", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        for watch in self._watches:
+            watch.close()
+
+    def _start(self) -> None:
+        parts, pause = self._parts, _FIRST_PAUSE
+        while not parts.ending.is_set():
+            try:
+                revision = parts.client.read((one(parts.keys.rollout),)).revision
+            except ReconcilerError:
+                parts.ending.wait(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                continue
+            self._watches.append(self._watch(_of_server(parts.keys, parts.lrn), revision, parts.bells.work))
+            if parts.conductor is not None:
+                self._watches.append(self._watch(_of_fleet(parts.keys), revision, parts.bells.lead))
+            return
+
+    def _watch(self, ranges: Sequence[KeyRange], revision: int, bell: Wake) -> Watch:
+        def on_events(events: tuple[Event, ...], at: int) -> None:
+            bell.ring()
+
+        def on_compacted() -> int:
+            bell.ring()
+            return self._parts.client.read((one(self._parts.keys.rollout),)).revision
+
+        return Watch(self._parts.client, ranges, revision + 1, on_events, on_compacted)
+
+
+def _of_server(keys: Keys, lrn: int) -> tuple[KeyRange, ...]:
+    """What tells a server that there is something to do; not what it writes itself."""
+    return (
+        one(keys.rollout),
+        one(keys.phase),
+        one(keys.pause),
+        one(keys.machine(lrn)),
+        one(keys.disabled(lrn)),
+    )
+
+
+def _of_fleet(keys: Keys) -> tuple[KeyRange, ...]:
+    """What tells the leader that there is something to decide: not each step of each server, whose statuses say enough."""
+    folders = (keys.servers, keys.all_disabled, keys.status, keys.election)
+    return (*(under(folder) for folder in folders), one(keys.pause), *keys.settings)

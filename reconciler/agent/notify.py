@@ -78,7 +78,7 @@ class Notifier:
         while (event := self._queue.get()) is not None:
             try:
                 addresses = self._addresses()
-                bodies = [
+                bodies: list[tuple[str | None, dict[str, object]]] = [
                     (addresses.slack, {"text": event.text}),
                     (addresses.webhook, _without_none(asdict(event))),
                 ]

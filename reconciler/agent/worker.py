@@ -69,6 +69,7 @@ class Worker:
         while not self._hands.ending.is_set():
             self._publisher.beat(_LOOP, 3 * IDLE)
             with self._publisher.timing(_LOOP):
+                self._writing.ensure()
                 server = self._read()
                 pause = self._once(server)
             if pause is not None:
@@ -110,7 +111,7 @@ class Worker:
             case Perform():
                 outcome = self._perform(move, plan, server)
                 if isinstance(outcome, LeftOff) and outcome.queued:
-                    self._say_queued(server, outcome.reason)
+                    self._say_queued(self._read(), outcome.reason)
                 return self._performed(outcome)
             case Fetch(steps, rollout):
                 with ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch") as pool:

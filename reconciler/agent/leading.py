@@ -1,0 +1,70 @@
+"""A place in the leader's line, and the leader's look at the fleet and writes. Called by the leader's loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+from reconciler.core.state import Fleet, Leader
+from reconciler.store.client import Client
+from reconciler.store.keys import Keys
+from reconciler.store.leading import LeaderWrites
+from reconciler.store.session import Candidate, Session
+from reconciler.store.view import read_fleet
+
+log = logging.getLogger(__name__)
+
+
+class Leading:
+    """One candidate: in the line as long as it has a lease, and there again after it has lost one."""
+
+    def __init__(self, client: Client, keys: Keys, host: str, ttl: float, ring: Callable[[], None]) -> None:
+        self._client, self._keys, self._host, self._ttl, self._ring = client, keys, host, ttl, ring
+        self._session: Session | None = None
+        self._candidate: Candidate | None = None
+        self._mutex = threading.Lock()
+        self._under_way = False
+
+    def leads(self) -> Leader | None:
+        """This server's own place if it is first in the line; None if another one leads. Joins the line if it is not in it."""
+        candidate = self._standing()
+        return candidate.leads()
+
+    def writes(self, leader: Leader) -> LeaderWrites:
+        return LeaderWrites(self._client, self._keys, leader)
+
+    def fleet(self) -> Fleet:
+        """The fleet as the leader needs it: what is recorded only while no rollout is under way."""
+        under_way = self._under_way
+        fleet = read_fleet(self._client, self._keys, recorded=not under_way, steps=not under_way)
+        self._under_way = fleet.rollout is not None and fleet.rollout.unfinished
+        if under_way and not self._under_way:
+            return read_fleet(self._client, self._keys)
+        return fleet
+
+    @property
+    def lease_left(self) -> float | None:
+        """Seconds until this candidate counts itself out; None without a lease."""
+        return self._session.remaining if self._session is not None else None
+
+    def resign(self) -> None:
+        """Leave the line at once: the next one leads without waiting for a lease to end."""
+        with self._mutex:
+            session, self._session, self._candidate = self._session, None, None
+        if session is not None:
+            session.close()
+
+    def _standing(self) -> Candidate:
+        with self._mutex:
+            if self._candidate is None or self._session is None or not self._session.alive:
+                if self._session is not None:
+                    self._session.close()
+                self._session = Session(self._client, self._ttl, self._lost)
+                self._candidate = Candidate(self._client, self._keys, self._session, self._host)
+                self._candidate.campaign()
+            return self._candidate
+
+    def _lost(self, reason: str) -> None:
+        log.warning("%s: this server stands in the leader's line anew", reason)
+        self._ring()

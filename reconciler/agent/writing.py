@@ -1,0 +1,261 @@
+"""This server's place in etcd (its number, its lease, its slot) and what its worker writes. Called by the worker and the performer.
+
+A thin layer over `store/serving` and `store/lock`: it fills in what a step's record says and which guards go with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from reconciler.agent.hands import Did
+from reconciler.core.advance import Perform
+from reconciler.core.lead import timestamp
+from reconciler.core.plan import Step
+from reconciler.core.semaphore import Holder
+from reconciler.core.state import ABORTED, Machine, OpenPhase, Server, ServerStatus, StepRecord, Waiter
+from reconciler.errors import Fenced, HeldBack, ReconcilerError
+from reconciler.store.client import Client
+from reconciler.store.commit import Guard
+from reconciler.store.keys import Keys
+from reconciler.store.lock import RebootLock, Refused, Taken
+from reconciler.store.serving import AgentWrites, Found, register
+from reconciler.store.session import Occupied, Session, register_agent
+from reconciler.store.transaction import mod_is
+
+log = logging.getLogger(__name__)
+
+AGENT_TTL = 60.0
+"""Seconds without a sign of life after which a server's agent counts as gone."""
+_MESSAGE = 4000
+_TURN = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which server this is. `holds_host_lock`: no other agent of this machine can be alive."""
+
+    lrn: int
+    host: str
+    machine_id: str
+    holds_host_lock: bool = False
+
+
+class Writing:
+    """The writes of one server's agent. `ring` wakes the worker when its turn in the lock's line may have come."""
+
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        identity: Identity,
+        wall: Callable[[], float],
+        ring: Callable[[], None],
+    ) -> None:
+        self._client, self._keys, self._identity = client, keys, identity
+        self._wall, self._ring = wall, ring
+        self._session: Session | None = None
+        self._writes: AgentWrites | None = None
+        self._waiting: tuple[str, Waiter, threading.Event] | None = None
+
+    def ensure(self) -> None:
+        """Have a lease, this server's number, and be its only agent. Raises `HeldBack` where another one is, or it was removed."""
+        if self._writes is not None and self._session is not None and self._session.alive:
+            return
+        self.close()
+        machine: Machine = register(self._client, self._keys, self._identity.lrn, self._identity.machine_id)
+        session = Session(self._client, AGENT_TTL, lambda reason: self._lost(reason))
+        who = self._identity
+        found = register_agent(
+            self._client,
+            self._keys,
+            session,
+            who.lrn,
+            who.host,
+            who.machine_id,
+            holds_host_lock=who.holds_host_lock,
+        )
+        if isinstance(found, Occupied):
+            session.close()
+            raise HeldBack(
+                f"server {who.lrn} has another agent, on {found.agent.host}: this one waits until that one has ended"
+            )
+        self._session, self._writes = session, AgentWrites(self._client, self._keys, found, machine)
+
+    def close(self) -> None:
+        """Give the lease back, and with it the place in any line."""
+        self._stop_waiting()
+        session, self._session, self._writes = self._session, None, None
+        if session is not None:
+            session.close()
+
+    # --- status and steps -------------------------------------------------------------------------------------------
+
+    def post(self, status: ServerStatus, server: Server) -> None:
+        revision = server.status.mod_revision if server.status else 0
+        self._mine.post_status(replace(status, mod_revision=revision))
+
+    def begin(self, step: Step, move: Perform, server: Server, target: str) -> StepRecord:
+        """Begin a step, fenced. Raises `Fenced` where it may not begin."""
+        old = server.steps.get(step.id)
+        again = old is not None and old.rollout == move.rollout
+        record = StepRecord(
+            step.id,
+            move.rollout,
+            "running",
+            old.attempt + 1 if old and again else 1,
+            server.boot_id,
+            target,
+            at=timestamp(self._wall()),
+            mod_revision=old.mod_revision if old else 0,
+            extra=old.extra if old and again else {},
+        )
+        status = self._progress(step, move, server)
+        holder = self._holder(step, move, server)
+        if move.closing:
+            return self._mine.begin_closing(record, holder, status=status)
+        if server.phase is None:
+            raise Fenced(f"cannot begin {step.id}: no phase is open")
+        return self._mine.begin(record, server.phase, holder=holder, status=status)
+
+    def complete(self, record: StepRecord, server: Server, did: Did) -> None:
+        """Record that a step is done, and what it left on the host."""
+        done = replace(record, state="done", message=did.found[:_MESSAGE], at=timestamp(self._wall()))
+        self._mine.complete(done, Found(did.installs, did.removals))
+
+    def fail(self, record: StepRecord, server: Server, message: str, did: Did) -> None:
+        """Record that a step failed; with it the server's status, and, where nothing may fail, the phase is closed."""
+        text = message[:_MESSAGE]
+        failed = replace(record, state="failed", message=text, at=timestamp(self._wall()))
+        status, close = None, None
+        rollout = server.rollout
+        if rollout and rollout.unfinished and rollout.id == record.rollout and server.status:
+            if server.status.rollout == rollout.id:
+                status = replace(server.status, cond=ABORTED, message=f"{record.id}: {text}", waiting=None)
+            wave = rollout.wave_of(server.lrn)
+            if wave and rollout.waves[wave - 1].max_failures == 0 and server.lrn not in rollout.out:
+                close = self._open_phase(server)
+        self._mine.fail(failed, Found(did.installs, did.removals), close=close, status=status)
+
+    def _progress(self, step: Step, move: Perform, server: Server) -> ServerStatus | None:
+        """The server's status with this step in it: the leader's sign that it makes progress."""
+        status = server.status
+        if status is None or status.rollout != move.rollout or status.cond == ABORTED:
+            return None
+        return replace(status, message=step.id, waiting=None)
+
+    def _open_phase(self, server: Server) -> OpenPhase | None:
+        phase, rollout = server.phase, server.rollout
+        return phase if phase and rollout and phase.rollout == rollout.id else None
+
+    # --- the slot ---------------------------------------------------------------------------------------------------
+
+    def take_slot(self, server: Server, group: str, reason: str) -> str | None:
+        """Take a slot, or stand in the line: None where it is held, else what is in the way."""
+        lock = RebootLock(self._client, self._keys, group)
+        holder = Holder(
+            server.machine_id,
+            "agent",
+            server.lrn,
+            int(self._wall()),
+            server.boot_id,
+            reason,
+            server.rollout.version if server.rollout else "",
+        )
+        guards = [self._mine.lease_guard]
+        if server.phase is not None:
+            opened = mod_is(self._keys.phase, server.phase.mod_revision)
+            guards.append(Guard(opened, "the phase is not open any more"))
+        waiter = self._waiting[1] if self._waiting and self._waiting[0] == group else None
+        try:
+            answer = lock.take(holder, waiter, guards=guards)
+            if isinstance(answer, Refused) and answer.waits and waiter is None and self._session is not None:
+                waiter = lock.enqueue(self._session, holder)
+                answer = lock.take(holder, waiter, guards=guards)
+        except Fenced:
+            self._stop_waiting()
+            raise
+        if isinstance(answer, Taken):
+            self._stop_waiting()
+            return None
+        if not answer.waits:
+            raise HeldBack(answer.reason)
+        if waiter is not None:
+            self._wait_in_line(group, waiter)
+        return answer.reason
+
+    def give_slot_back(self, server: Server, group: str) -> None:
+        """Give the slot back that this server is seen to hold; nothing to do where it holds none."""
+        holder = self._own(server)
+        if holder is not None:
+            RebootLock(self._client, self._keys, group).release(holder)
+
+    def turn_back(self, server: Server, group: str, steps: tuple[str, ...]) -> None:
+        """Give the slot back and forget the steps from `acquire` on, in one transaction; leave the line."""
+        self._leave_line(group)
+        holder = self._own(server) or Holder(server.machine_id, "agent", server.lrn, mod_revision=-1)
+        also = self._mine.forgetting(steps)
+        RebootLock(self._client, self._keys, group).release(holder, also=also)
+
+    def _own(self, server: Server) -> Holder | None:
+        owner = (server.machine_id, "agent", server.lrn)
+        held = server.lock.holders if server.lock else ()
+        return next((holder for holder in held if holder.owner == owner), None)
+
+    def _holder(self, step: Step, move: Perform, server: Server) -> Holder | None:
+        """The slot to compare at a step between `acquire` and `release`; none for a step whose chain has no slot."""
+        chain = step.id.rsplit(f":{step.effect}", 1)[0]
+        taken = server.steps.get(f"{chain}:acquire")
+        if step.effect == "acquire" or taken is None or taken.rollout != move.rollout:
+            return None
+        holder = self._own(server)
+        if holder is None and not move.closing:
+            raise Fenced(f"cannot begin {step.id}: this server's slot was released")
+        return holder
+
+    # --- the line ---------------------------------------------------------------------------------------------------
+
+    def _wait_in_line(self, group: str, waiter: Waiter) -> None:
+        if self._waiting is not None and self._waiting[1].key == waiter.key:
+            if not self._waiting[2].is_set():
+                return
+            self._stop_waiting()
+        stop = threading.Event()
+        self._waiting = (group, waiter, stop)
+        threading.Thread(
+            target=self._watch_line, args=(group, waiter, stop), name="lock-line", daemon=True
+        ).start()
+
+    def _watch_line(self, group: str, waiter: Waiter, stop: threading.Event) -> None:
+        lock = RebootLock(self._client, self._keys, group)
+        while not stop.is_set():
+            try:
+                if lock.wait_for_turn(waiter, _TURN, stop):
+                    self._ring()
+                    # The worker tries at once; should it be refused again, it is told again soon.
+                    stop.wait(0.2)
+            except ReconcilerError as error:
+                log.debug("waiting in the line of lock group %s: %s", group, error)
+                stop.wait(1.0)
+
+    def _leave_line(self, group: str) -> None:
+        if self._waiting is not None and self._waiting[0] == group:
+            RebootLock(self._client, self._keys, group).leave(self._waiting[1])
+        self._stop_waiting()
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting[2].set()
+            self._waiting = None
+
+    def _lost(self, reason: str) -> None:
+        log.warning("%s: no step begins until there is a new one", reason)
+        self._ring()
+
+    @property
+    def _mine(self) -> AgentWrites:
+        if self._writes is None:
+            raise Fenced("cannot write: this agent has no lease")
+        return self._writes
