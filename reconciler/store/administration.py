@@ -26,8 +26,8 @@ from reconciler.store.transaction import (
     mod_is,
     one,
     put,
-    under,
     unchanged_since,
+    under,
     value_is,
 )
 from reconciler.wire.records import (
@@ -79,15 +79,10 @@ class Administration:
             message = rollout.message or f"stopped by {rollout.stopped_by or 'somebody'}"
             history = write_history(self.client, self.keys, rollout, "stopped", message, at)
             gone = delete(self.keys.rollout)
-            outcome = self._swap(
-                gone, rollout.mod_revision, [*history, delete_under(self.keys.server_statuses), *self._rest()]
-            )
+            outcome = self._swap(gone, rollout.mod_revision, [*history, delete_under(self.keys.status)])
             if outcome.made:
                 return rollout
         raise _crowded("clear the rollout")
-
-    def _rest(self) -> list[Operation]:
-        return [delete(self.keys.phase), delete(self.keys.pins)]
 
     def adopt_status(self, at: str) -> Rollout | None:
         """Archive what a stopped Neco left under `status/` into the history, and delete it. None where there is nothing."""
@@ -107,9 +102,7 @@ class Administration:
             message = "Neco's last update, when its fleet was taken over"
             history = write_history(self.client, self.keys, rollout, "adopted", message, at)
             gone = delete(self.keys.rollout)
-            outcome = self._swap(
-                gone, rollout.mod_revision, [*history, delete_under(self.keys.server_statuses), *self._rest()]
-            )
+            outcome = self._swap(gone, rollout.mod_revision, [*history, delete_under(self.keys.status)])
             if outcome.made:
                 return rollout
         raise _crowded("take over Neco's status")
