@@ -6,10 +6,12 @@ Used by everything that runs `dpkg`, `apt-get`, `podman`, `systemctl` or a hook.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ OUTPUT_LIMIT = 8 << 20
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL = 20
+_GRACE = 2.0
 
 
 class ProcessFailed(HostError):
@@ -87,12 +90,8 @@ def run(
     out, err = _Collected(on_line), _Collected(on_line)
     readers = [_reader(child.stdout, out), _reader(child.stderr, err)]
     try:
-        if input is not None and child.stdin:
-            try:
-                child.stdin.write(input.encode())
-                child.stdin.close()
-            except BrokenPipeError:
-                pass  # the program did not want it all; its exit status tells the rest
+        if input is not None:
+            _writer(child.stdin, input.encode())
         status = child.wait(timeout)
     except subprocess.TimeoutExpired:
         end_group(child)
@@ -110,9 +109,13 @@ def run(
     return Completed(status, out.text(), err.text())
 
 
-def end_group(child: subprocess.Popen[bytes]) -> None:
-    """End a program and all that it started, at once."""
+def end_group(child: subprocess.Popen[bytes], grace: float = _GRACE) -> None:
+    """End a program and all that it started: asked first, and killed after `grace` seconds."""
     with contextlib.suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(grace)
+        # Whatever else is in the group has had its time as well.
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
@@ -120,7 +123,9 @@ def end_group(child: subprocess.Popen[bytes]) -> None:
 def exists(program: str, root: Path = Path("/")) -> bool:
     """Whether `program` is in the usual directories below `root` (or in PATH where `root` is `/`)."""
     places = os.environ.get("PATH", _PATH) if root == Path("/") else _PATH
-    return any(os.access(root / place.lstrip("/") / program, os.X_OK) for place in places.split(":"))
+    found = (root / place.lstrip("/") / program for place in places.split(":"))
+    # A link below another root is meant for that root: where it leads from here says nothing.
+    return any(os.access(path, os.X_OK) or (root != Path("/") and path.is_symlink()) for path in found)
 
 
 class _Collected:
@@ -140,7 +145,12 @@ class _Collected:
         if text:
             self.tail.append(text[:500])
         if self._on_line:
-            self._on_line(text)
+            try:
+                self._on_line(text)
+            except Exception:
+                # Who listens must not be able to stop the reading: the program would hang on a full pipe.
+                self._on_line = None
+                logging.getLogger(__name__).exception("cannot hear a program's output any more")
 
     def text(self) -> str:
         return b"".join(self._parts).decode(errors="replace")
@@ -159,10 +169,24 @@ def _reader(stream: IO[bytes] | None, collected: _Collected) -> threading.Thread
     return thread
 
 
+def _writer(stream: IO[bytes] | None, data: bytes) -> None:
+    """Feed a program in a thread: one that does not read must not keep its time limit from running."""
+
+    def write() -> None:
+        if stream is None:
+            return
+        # The program may not want it all; its exit status tells the rest.
+        with contextlib.suppress(BrokenPipeError), stream:
+            stream.write(data)
+
+    threading.Thread(target=write, daemon=True).start()
+
+
 def _join(readers: Sequence[threading.Thread]) -> None:
+    # A daemon that the program left behind may hold the pipes open for ever: what has come is enough.
+    until = time.monotonic() + _GRACE
     for reader in readers:
-        # A daemon that the program left behind may hold the pipe open for ever: what has come is enough.
-        reader.join(timeout=2)
+        reader.join(max(0.0, until - time.monotonic()))
 
 
 def _last_lines(out: _Collected, err: _Collected) -> str:
