@@ -8,7 +8,7 @@ back after a crash is no case of its own: the records say what has begun, and th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from reconciler.core.artifact import OS_IMAGE, Key
@@ -79,6 +79,8 @@ class Wait:
 
 Move = Perform | Fetch | TurnBack | Settle | Report | Wait
 
+_REBOOT = "reboot:host"
+_OS_CHANGE = "os-image:os-image:change"
 _LOOKED_AT = ("change", "stop", "fetch")
 """Effects whose outcome a look at the host shows."""
 
@@ -105,7 +107,9 @@ def advance(plan: Plan, server: Server, now: Now) -> Move:
         )
     status = server.status if server.status and server.status.rollout == rollout.id else None
     if status is None:
-        return Report(ServerStatus(rollout.version, rollout.id, 1, RUNNING, "entered the rollout"))
+        old = server.status or ServerStatus("", "", 1)
+        entered = replace(old, version=rollout.version, rollout=rollout.id, step=1, cond=RUNNING)
+        return Report(replace(entered, message="entered the rollout", waiting=None))
     if status.cond == ABORTED:
         return _bring_back(plan, server, current) or Wait(f"failed in this rollout: {status.message}")
     if status.cond == COMPLETE:
@@ -153,25 +157,21 @@ def _in_phase(plan: Plan, server: Server, rollout: Rollout, status: ServerStatus
         return _tell(status, Wait(f"waiting for the other servers before {_name(rollout, status.step)}"))
     name = _name(rollout, status.step)
     records = records_of(server, rollout.id)
-    for step in plan.steps_of(name):
-        record = records.get(step.id)
-        if record and record.state == "done":
+    steps = plan.steps_of(name)
+    # Looked for first: on the way back it is a later step that has failed.
+    failed = next((records[step.id] for step in steps if _has_failed(records, step.id)), None)
+    if failed:
+        return Report(_aborted(status, failed))
+    for step in steps:
+        if _is_done(records, step.id) or _is_skipped(step, plan, server, records):
             continue
-        if _is_skipped(step, plan, server, records):
-            continue
-        if record and record.state == "failed":
-            return Report(_aborted(status, record))
         if step.effect == "fetch":
-            left = [other for other in plan.steps_of(name) if _may_fetch(other, records)]
+            left = [other for other in steps if other.effect == "fetch" and not _is_done(records, other.id)]
             return Fetch(tuple(left), rollout.id)
         return _turn_back(step, plan, server, records, now) or _begin(step, plan, server, status, now)
     if status.step == len(rollout.phases):
         return Report(_status(status, cond=COMPLETE, message="complete"))
     return Report(_status(status, step=status.step + 1, message=f"{name} is done"))
-
-
-def _may_fetch(step: Step, records: Mapping[str, StepRecord]) -> bool:
-    return step.effect == "fetch" and (step.id not in records or records[step.id].state == "running")
 
 
 def _begin(step: Step, plan: Plan, server: Server, status: ServerStatus, now: Now) -> Move:
@@ -183,6 +183,10 @@ def _begin(step: Step, plan: Plan, server: Server, status: ServerStatus, now: No
         opening = next_opening(rules.windows, rules.timezone, now.wall)
         until = opening - now.wall if opening is not None else None
         return _tell(status, Wait("waiting for the window", "window", until))
+    in_line = step.effect == "acquire" and status.waiting == "slot"
+    if status.waiting and not in_line:
+        # Who waits may be passed over (by the timeout, by a newer revision): from here on this server does not.
+        return Report(_status(status, message=step.id))
     return Perform(step, status.rollout, is_closing(step, plan))
 
 
@@ -201,18 +205,33 @@ def is_closing(step: Step, plan: Plan) -> bool:
 
 
 def _is_skipped(step: Step, plan: Plan, server: Server, records: Mapping[str, StepRecord]) -> bool:
-    """A reboot that neither the OS nor the sentinel asks for, and that has not begun."""
-    if step.phase != "reboot" or any(_chain_of(begun) == "reboot:host" for begun in records):
+    """A reboot that neither the OS, nor the sentinel, nor an older reboot that did not end well asks for, and that has not begun."""
+    if step.phase != "reboot" or any(_chain_of(begun) == _REBOOT for begun in records):
         return False
-    return not (server.reboot_required or _os_waits_for_boot(plan, server))
+    return not (server.reboot_required or _os_waits_for_boot(plan, server, records) or _is_left_down(server))
 
 
-def _os_waits_for_boot(plan: Plan, server: Server) -> bool:
-    change = next((change for change in plan.changes if change.key == OS_IMAGE and change.reboot), None)
-    if change is None or change.after is None:
+def _os_waits_for_boot(plan: Plan, server: Server, records: Mapping[str, StepRecord]) -> bool:
+    """Whether the plan's OS image runs only after a boot: it is not recorded, or was put in place since the last one."""
+    step = next((step for step in plan.steps_of("os-image") if step.effect == "change"), None)
+    if step is None or step.change is None or step.change.after is None or not step.change.reboot:
         return False
-    installed = server.recorded.get(OS_IMAGE)
-    return installed is None or installed.version != change.after.version
+    installed, record = server.recorded.get(OS_IMAGE), records.get(step.id)
+    return (
+        installed is None
+        or installed.version != step.change.after.version
+        or (record is not None and record.boot_id == server.boot_id)
+    )
+
+
+def _is_left_down(server: Server) -> bool:
+    """Whether a reboot of an older rollout has failed after the server went down: its slot is still taken."""
+    current = server.rollout.id if server.rollout else ""
+    for rollout in {record.rollout for record in server.steps.values()} - {current}:
+        mine = _chain_records(records_of(server, rollout), _REBOOT)
+        if _has_begun(_REBOOT, mine, server) and not _ended(mine) and _is_down(_REBOOT, mine, server):
+            return True
+    return False
 
 
 def _tell(status: ServerStatus, wait: Wait) -> Move:
@@ -252,15 +271,16 @@ def _aborted(status: ServerStatus, record: StepRecord) -> ServerStatus:
 def _turn_back(
     step: Step, plan: Plan, server: Server, records: Mapping[str, StepRecord], now: Now
 ) -> Perform | TurnBack | None:
-    """Between `acquire` and what takes the server down: look at window and slot; if they forbid it, turn back."""
+    """Before what takes the server down: look at window and slot; if they forbid it, turn back."""
     chain = _chain_of(step.id)
-    mine = {id: record for id, record in records.items() if _chain_of(id) == chain}
-    if not any(_effect_of(id) == "acquire" for id in mine) or _is_down(chain, mine, server):
+    mine = _chain_records(records, chain)
+    if not _has_begun(chain, mine, server) or _is_down(chain, mine, server):
         return None
     rules = plan.reboot
-    in_line = any(record.state == "running" and _effect_of(id) == "acquire" for id, record in mine.items())
+    acquired = next((record for id, record in mine.items() if _effect_of(id) == "acquire"), None)
+    has_slot = acquired is None or acquired.state == "running" or _holds(server)
     opened = is_open(rules.windows, rules.timezone, now.wall)
-    if opened and not _is_turning(mine) and (in_line or _holds(server)):
+    if opened and has_slot and not _is_turning(mine):
         return None
     reason = "the window has closed" if not opened else "the slot is lost"
     return _way_back(plan, chain, mine, next(iter(mine.values())).rollout, reason)
@@ -284,9 +304,9 @@ def _way_back(
 def _is_down(chain: str, records: Mapping[str, StepRecord], server: Server) -> bool:
     """Whether what takes the server down may have happened: the reboot (another boot id shows it), or the change."""
     for id, record in records.items():
-        if chain == "reboot:host" and _effect_of(id) == "reboot":
+        if chain == _REBOOT and _effect_of(id) == "reboot":
             return record.state != "running" or record.boot_id != server.boot_id
-        if chain != "reboot:host" and _effect_of(id) == "change":
+        if chain != _REBOOT and _effect_of(id) == "change":
             return True
     return False
 
@@ -298,8 +318,7 @@ def _bring_back(plan: Plan, server: Server, rollout: str) -> Move | None:
         if record.state == "running" and _effect_of(record.id) in _LOOKED_AT:
             return Settle(record)
     for chain in sorted({_chain_of(id) for id in records}):
-        mine = {id: record for id, record in records.items() if _chain_of(id) == chain}
-        move = _close(plan, server, chain, mine, rollout)
+        move = _close(plan, server, chain, _chain_records(records, chain), rollout)
         if move:
             return move
     return None
@@ -308,18 +327,46 @@ def _bring_back(plan: Plan, server: Server, rollout: str) -> Move | None:
 def _close(
     plan: Plan, server: Server, chain: str, records: Mapping[str, StepRecord], rollout: str
 ) -> Perform | TurnBack | None:
-    effects = {_effect_of(id) for id in records}
-    if not effects & {"acquire", "reboot"} or _ended(records):
+    if not _has_begun(chain, records, server) or _ended(records):
         return None
-    if not _is_down(chain, records, server):
-        return _way_back(plan, chain, records, rollout, "the rollout does not go on")
-    for step in _closing_steps(plan, chain, records):
-        record = records.get(step.id)
-        if record and record.state == "failed":
-            return None
-        if not _is_done(records, step.id):
-            return Perform(step, rollout, closing=True)
-    return None
+    if _is_down(chain, records, server):
+        older = server.rollout is None or server.rollout.id != rollout
+        steps = [
+            step for step in _closing_steps(plan, chain, records, older) if not _is_done(records, step.id)
+        ]
+        move: Perform | TurnBack | None = Perform(steps[0], rollout, closing=True) if steps else None
+    else:
+        move = _way_back(plan, chain, records, rollout, "the rollout does not go on")
+    if isinstance(move, Perform) and not _may_try(records.get(move.step.id), server):
+        return None
+    return move
+
+
+def _may_try(record: StepRecord | None, server: Server) -> bool:
+    """A closing step that has failed is tried once more for each newer rollout: until then its server keeps its slot.
+
+    A reboot is only looked at, never asked for again, and there is nothing to see before there was a boot.
+    """
+    if record is None or record.state != "failed":
+        return True
+    if _effect_of(record.id) == "reboot" and record.boot_id == server.boot_id:
+        return False
+    rollout = server.rollout
+    return rollout is not None and record.rollout != rollout.id and record.mod_revision < rollout.mod_revision
+
+
+def _has_begun(chain: str, records: Mapping[str, StepRecord], server: Server) -> bool:
+    """Whether a chain that takes the server down has begun: with its slot, or, a reboot without one, with its first step.
+
+    Without its `acquire` an older rollout's chain is only what a newer one has left of it.
+    """
+    if any(_effect_of(id) == "acquire" for id in records):
+        return True
+    if chain != _REBOOT or not records:
+        return False
+    newest = max(record.mod_revision for record in records.values())
+    others = _chain_records(server.steps, chain).keys() - records.keys()
+    return all(server.steps[id].mod_revision <= newest for id in others)
 
 
 def _ended(records: Mapping[str, StepRecord]) -> bool:
@@ -329,15 +376,19 @@ def _ended(records: Mapping[str, StepRecord]) -> bool:
     return any(_effect_of(id) == "health" and record.state != "running" for id, record in records.items())
 
 
-def _closing_steps(plan: Plan, chain: str, records: Mapping[str, StepRecord]) -> Iterable[Step]:
-    """The closing steps of a chain: as the plan has them, or, where an older rollout's is no longer in it, made anew."""
+def _closing_steps(plan: Plan, chain: str, records: Mapping[str, StepRecord], older: bool) -> Iterable[Step]:
+    """The closing steps of a chain, with a release where it has a slot, whatever the plan's rules have become.
+
+    An older rollout's container is looked at as it is recorded: the plan, where it names it at all, means another one.
+    """
+    phase, _, subject = chain.partition(":")
+    key = Key.of_subject(subject)
     planned = [step for step in plan.steps if _chain_of(step.id) == chain and _closes(step)]
-    if not planned:
-        phase, _, subject = chain.partition(":")
-        key = Key.of_subject(subject)
-        planned = [Step(phase, key, "health"), Step(phase, key, "release")]
+    if not planned or (older and chain != _REBOOT):
+        planned = [Step(phase, key, "health")]
     slot = any(_effect_of(id) == "acquire" for id in records)
-    return [step for step in planned if slot or step.effect != "release"]
+    steps = [step for step in planned if step.effect != "release"]
+    return [*steps, Step(phase, key, "release")] if slot else steps
 
 
 def _closes(step: Step) -> bool:
@@ -348,16 +399,33 @@ def _closes(step: Step) -> bool:
 
 
 def interrupted(server: Server) -> frozenset[Key]:
-    """Artifacts whose change an older rollout began and did not end: they are planned though recorded equals desired."""
+    """Artifacts that an older rollout began to change and did not end: they are planned though recorded equals desired."""
     current = server.rollout.id if server.rollout else ""
     keys = (
         Key.of_subject(id.split(":", 2)[1])
         for id, record in server.steps.items()
-        if record.rollout != current
-        and record.state != "done"
-        and _effect_of(id) in ("change", "stop", "health")
+        if record.rollout != current and _left_open(record, server)
     )
     return frozenset(key for key in keys if key)
+
+
+def _left_open(record: StepRecord, server: Server) -> bool:
+    """Whether what `record`'s step did to its artifact is not at its end: it did not end itself, or what should follow did not."""
+    match _effect_of(record.id):
+        case "change" if record.state == "done":
+            # Only an OS image that was staged, and whose boot nobody saw, is done and not recorded.
+            recorded = server.recorded.get(OS_IMAGE)
+            staged = record.id == _OS_CHANGE and bool(record.target)
+            return staged and (recorded is None or recorded.version != record.target)
+        case "stop" if record.state == "done":
+            changed = server.steps.get(
+                record.id.replace("stop:", "containers:", 1).removesuffix("stop") + "change"
+            )
+            return not (changed and changed.state == "done" and changed.mod_revision >= record.mod_revision)
+        case "change" | "stop" | "hook" | "health":
+            return record.state != "done"
+        case _:
+            return False
 
 
 def records_of(server: Server, rollout: str) -> dict[str, StepRecord]:
@@ -370,8 +438,16 @@ def _holds(server: Server) -> bool:
     return server.lock is not None and any(holder.owner == owner for holder in server.lock.holders)
 
 
+def _chain_records(records: Mapping[str, StepRecord], chain: str) -> dict[str, StepRecord]:
+    return {id: record for id, record in records.items() if _chain_of(id) == chain}
+
+
 def _is_done(records: Mapping[str, StepRecord], id: str) -> bool:
     return id in records and records[id].state == "done"
+
+
+def _has_failed(records: Mapping[str, StepRecord], id: str) -> bool:
+    return id in records and records[id].state == "failed"
 
 
 def _chain_of(id: str) -> str:

@@ -90,7 +90,9 @@ def make_plan(
         )
     planned = {change.key for change in changes}
     resumed = [
-        Change(key, "record", artifact, artifact, "interrupted")
+        Change(
+            key, "record", artifact, artifact, "interrupted", reboot=key == OS_IMAGE and group.os_image.reboot
+        )
         for key, artifact in after.items()
         if key not in planned and any(_subject_of(step) == key.subject for step in begun)
     ]
