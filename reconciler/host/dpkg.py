@@ -50,6 +50,8 @@ _LOCKS = ("lock-frontend", "lock")
 _LOCKED = re.compile(
     r"(lock was locked by another process|Could not get lock|Unable to acquire the dpkg frontend lock)"
 )
+_VERIFIED = re.compile(r"(?P<how>missing|[?.5A-Z]{9}) +(?P<what>[a-z])? *(?P<path>/.*?)(?: \(.*\))?")
+_LEFT_OUT = re.compile(r"/usr/share/(doc|man|info|locale|help|gnome/help|omf)/")
 _ABSENT = ("not-installed", "config-files")
 
 
@@ -159,6 +161,17 @@ class Dpkg:
             return ()
         return tuple(sorted(set(re.findall(r"^ (\S+) (?:pre-)?depends on ", done.stderr, re.MULTILINE))))
 
+    def altered(self, names: Sequence[str]) -> tuple[str, ...]:
+        """The files of these packages that are not as they came, sorted: changed or missing, configuration files left out."""
+        if not names:
+            return ()
+        argv = place.command(self.host, ["dpkg", *self.options, "--verify", "--", *names])
+        done = process.run(argv, timeout=CHANGE_LIMIT, check=False)
+        found = (_VERIFIED.fullmatch(line) for line in done.stdout.splitlines())
+        return tuple(
+            sorted(line["path"] for line in found if line and line["what"] != "c" and _matters(line))
+        )
+
     # --- changing ----------------------------------------------------------------------------------------------------
 
     def repair(self, packages: Mapping[str, Package], cached: Mapping[str, Path]) -> bool:
@@ -250,6 +263,11 @@ class Dpkg:
                 # In a container, the process ids of a lock are this process' own; so is /proc.
                 name = place.text(Host(), f"/proc/{pid}/comm", 100)
         return f"{name} (process {pid})" if name else f"process {pid}" if pid > 0 else "a process elsewhere"
+
+
+def _matters(line: re.Match[str]) -> bool:
+    """Whether the file's content differs, or it is gone and not one of those that small systems leave out at installing."""
+    return "5" in line["how"] or (line["how"] == "missing" and not _LEFT_OUT.match(line["path"]))
 
 
 def failed(argv: Sequence[str], done: Completed) -> ProcessFailed:

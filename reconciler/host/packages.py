@@ -60,13 +60,16 @@ class Packages:
         token: str | None = None,
         proxy: str | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
+        verify_files: bool = False,
     ) -> None:
+        """`verify_files`: `observe` looks at the packages' files too, which reads them all."""
         self._host = host
         self._ledger = ledger
         self._dpkg = Dpkg(host, lock_timeout)
         self._apt = Apt(self._dpkg, proxy)
         self._github_api = github_api
         self._token = token
+        self._verify_files = verify_files
         self._changing = threading.Lock()
 
     def configure(self, token: str | None, proxy: str | None) -> None:
@@ -82,12 +85,24 @@ class Packages:
         if not wanted:
             return {}
         packages = self._dpkg.packages()
-        found = {artifact.key: packages[artifact.name] for artifact in wanted if artifact.name in packages}
-        return {
+        found = {
             artifact.key: self._text(artifact, package)
             for artifact in wanted
-            if (package := found.get(artifact.key)) is not None and package.there
+            if (package := packages.get(artifact.name)) is not None and package.there
         }
+        if self._verify_files:
+            whole = [key for key in found if packages[key.name].installed]
+            found |= {
+                key: f"{found[key]} with {_listed(files)} altered"
+                for key, files in self._altered(whole).items()
+            }
+        return found
+
+    def _altered(self, keys: list[Key]) -> dict[Key, tuple[str, ...]]:
+        """The altered files of those packages that have any: all are asked about at once, and each only if that finds one."""
+        if not self._dpkg.altered([key.name for key in keys]):
+            return {}
+        return {key: files for key in keys if (files := self._dpkg.altered([key.name]))}
 
     def _text(self, artifact: Artifact | Known, package: Package) -> str:
         # dpkg keeps no checksum of a .deb: only the ledger knows that the same version came from another file.
@@ -221,7 +236,8 @@ class Packages:
             return
         entry = self._ledger.get(deb.key)
         same_file = entry is not None and entry.digest == parcel.digest
-        if not (same_file and _is(packages.get(deb.name), parcel.version)):
+        as_wanted = same_file and _is(packages.get(deb.name), parcel.version)
+        if not as_wanted or self._dpkg.altered([deb.name]):
             self._refuse_held(deb, packages.get(deb.name), parcel)
             self._verify(deb, parcel)
             again = _is(packages.get(deb.name), parcel.version)
@@ -379,6 +395,10 @@ class Packages:
         if not self._ledger.has(artifact.key):
             self._ledger.put(Entry(artifact, found=package.version, origin="adopted"))
         return True
+
+
+def _listed(files: tuple[str, ...]) -> str:
+    return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
 
 
 def _directories(parent: Path) -> Iterator[Path]:

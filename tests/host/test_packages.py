@@ -295,6 +295,27 @@ def test_the_same_version_from_another_file_is_seen_and_installed(
     assert (host.root / "usr/share/tool/other").exists()
 
 
+def test_a_file_that_was_replaced_by_hand_is_seen_and_repaired(
+    server: ReleaseServer, host: Host, packages: Packages, tmp_path: Path
+) -> None:
+    files = tuple((f"/usr/lib/tool/{number}", "as it came\n") for number in range(5))
+    deb = release(server, tmp_path, replace(TOOL, files=files, conffiles=(("/etc/tool.conf", "first\n"),)))
+    pin = install(packages, deb)
+    looking = Packages(host, Ledger.open(host), verify_files=True)
+    (host.root / "etc/tool.conf").write_text("mine\n")
+    assert looking.observe([deb]) == {deb.key: "1.0"}
+    (host.root / "usr/lib/tool/1").write_text("replaced\n")
+    (host.root / "usr/lib/tool/3").unlink()
+    assert looking.observe([deb]) == {deb.key: "1.0 with /usr/lib/tool/1, /usr/lib/tool/3 altered"}
+    for number in range(5):
+        (host.root / f"usr/lib/tool/{number}").write_text("replaced\n")
+    text = "1.0 with /usr/lib/tool/0, /usr/lib/tool/1, /usr/lib/tool/2 and 2 more altered"
+    assert looking.observe([deb]) == {deb.key: text}
+    looking.apply(deb, pin)
+    assert looking.observe([deb]) == {deb.key: "1.0"}
+    assert (host.root / "etc/tool.conf").read_text() == "mine\n"
+
+
 # --- a host that is not as it should be -----------------------------------------------------------------------------
 
 
