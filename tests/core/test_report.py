@@ -1,0 +1,198 @@
+"""`report`: the fleet's state in one word and a sentence, each server's line, and the reboot lock."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from reconciler.core.report import HolderReport, LockReport, ServerReport, lock_report, report
+from reconciler.core.semaphore import Holder, Semaphore
+from reconciler.core.state import (
+    ABORTED,
+    COMPLETE,
+    RUNNING,
+    Agent,
+    Desired,
+    Fleet,
+    Leader,
+    Lock,
+    Notice,
+    Now,
+    OpenPhase,
+    RebootPolicy,
+    Revision,
+    Rollout,
+    ServerGroup,
+    ServerStatus,
+    Settings,
+    Waiter,
+    Wave,
+)
+from reconciler.core.window import Window
+
+ID = "2026-01-01T00:00:00.000000000Z"
+NOON = 1_767_268_800.0  # Thursday 2026-01-01 12:00 UTC
+NOW = Now(NOON, 5.0)
+WAVES = (Wave((0,)), Wave((1, 2)))
+ROLLOUT = Rollout("b" * 40, (0, 1, 2), ID, WAVES)
+ANN = Notice("ann", "mending", "2026-01-01T00:00:00Z")
+
+
+def status(step: int, cond: int = RUNNING, message: str = "", **fields: str) -> ServerStatus:
+    return ServerStatus(ROLLOUT.version, fields.pop("rollout", ID), step, cond, message, **fields)  # type: ignore[arg-type]  # `waiting` is a literal
+
+
+def fleet(wave: int, phase: int, *statuses: ServerStatus, rollout: Rollout = ROLLOUT) -> Fleet:
+    return Fleet(
+        etcd_revision=88,
+        servers=frozenset({0, 1, 2}),
+        rollout=rollout,
+        phase=OpenPhase(ID, wave, phase),
+        statuses=dict(enumerate(statuses)),
+        agents=tuple(Agent(lrn, f"s{lrn}", f"m{lrn}", "1") for lrn in (0, 1, 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Fleet(), ("none", "no rollout has been opened yet")),
+        (Fleet(neco_at_work="/neco/leader/worker/x", rollout=ROLLOUT), ("neco", "a Neco updater or worker is at work: /neco/leader/worker/x")),
+        (Fleet(rollout=replace(ROLLOUT, outcome="complete", message="3 of 3 servers complete")), ("complete", "3 of 3 servers complete")),
+        (Fleet(rollout=replace(ROLLOUT, outcome="replaced", stop=True, message="by c")), ("replaced", "by c")),
+        (Fleet(rollout=replace(ROLLOUT, stop=True, stopped_by="ann")), ("stopped", "stopped by ann")),
+        (Fleet(rollout=replace(ROLLOUT, stop=True)), ("stopped", "stopped by somebody")),
+        (Fleet(rollout=replace(ROLLOUT, stop=True, stopped_by="leader", message="server 1 failed: x")), ("stopped", "server 1 failed: x")),
+        (Fleet(rollout=ROLLOUT), ("failed", "a step has failed and closed the phase")),
+        (Fleet(rollout=ROLLOUT, phase=OpenPhase("older", 1, 2)), ("failed", "a step has failed and closed the phase")),
+        (fleet(0, 1, status(2), status(1)), ("running", "prefetch is open for all waves; waiting for server 1, 2")),
+        (fleet(1, 2, status(2)), ("running", "debs is open for wave 1 of 2; waiting for server 0")),
+        (fleet(1, 2, status(3)), ("running", "debs is open for wave 1 of 2; every server has done it")),
+        (fleet(1, 7, status(7, COMPLETE)), ("running", "verify is open for wave 1 of 2; every server has done it")),
+        (fleet(1, 2, status(3, ABORTED)), ("running", "debs is open for wave 1 of 2; waiting for server 0")),
+        (fleet(1, 2, status(3, rollout="older")), ("running", "debs is open for wave 1 of 2; waiting for server 0")),
+        (fleet(2, 2, status(7, COMPLETE), status(2), status(3)), ("running", "debs is open for wave 2 of 2; waiting for server 1")),
+        (fleet(2, 2, status(7), status(2), status(3), rollout=replace(ROLLOUT, out={1: "silent"})), ("running", "debs is open for wave 2 of 2; every server has done it")),
+    ],
+)  # fmt: skip
+def test_the_state_in_a_word_and_a_sentence(found: Fleet, expected: tuple[str, str]) -> None:
+    status = report(found, None, NOW)
+    assert (status.state, status.message) == expected
+
+
+def test_of_many_servers_eight_are_named() -> None:
+    for servers, names in [(8, "0, 1, 2, 3, 4, 5, 6, 7"), (9, "0, 1, 2, 3, 4, 5, 6, 7, …")]:
+        many = Rollout("b" * 40, tuple(range(servers)), ID, (Wave(tuple(range(servers))),))
+        message = report(Fleet(rollout=many, phase=OpenPhase(ID, 1, 3)), None, NOW).message
+        assert message == f"stop is open for wave 1 of 1; waiting for server {names}"
+
+
+@pytest.mark.parametrize(
+    ("case", "found", "lrn", "expected"),
+    [
+        ("at work", fleet(1, 2, status(2, message="installs a")), 0, ("running", "debs", "installs a", None, 1)),
+        ("waits", fleet(1, 6, status(6, message="for the lock", waiting="slot")), 0, ("running", "reboot", "for the lock", "slot", 1)),
+        ("failed", fleet(1, 2, status(2, ABORTED, "a: broken")), 0, ("aborted", "debs", "a: broken", None, 1)),
+        ("complete", fleet(1, 7, status(7, COMPLETE, "complete")), 0, ("complete", "verify", "complete", None, 1)),
+        ("not there yet", fleet(0, 1), 1, ("not running", None, "has not entered the rollout yet", None, 2)),
+        ("an older rollout's status", fleet(0, 1, status(7, COMPLETE, rollout="x")), 0, ("not running", None, "has not entered the rollout yet", None, 1)),
+        ("added later", replace(fleet(0, 1), servers=frozenset({0, 1, 2, 3}), agents=(Agent(3, "s3", "m3", "1"),)), 3, ("not running", None, "waits for the next rollout", None, 0)),
+        ("no agent", replace(fleet(0, 1), agents=()), 1, ("not running", None, "no agent is running", None, 2)),
+        ("left out", fleet(1, 2, status(2), rollout=replace(ROLLOUT, out={0: "silent in debs"})), 0, ("running", "debs", "left out: silent in debs", None, 1)),
+        ("disabled", replace(fleet(1, 2, status(2)), disabled={0: ANN}), 0, ("running", "debs", "disabled by ann: mending", None, 1)),
+        ("removed meanwhile", replace(fleet(0, 1), servers=frozenset({0})), 2, ("not running", None, "has not entered the rollout yet", None, 2)),
+        ("before any rollout", replace(fleet(0, 1), rollout=None, phase=None), 1, ("not running", None, "", None, 0)),
+        ("a phase that this program does not know", fleet(1, 2, status(9)), 0, ("running", None, "", None, 1)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_each_servers_line(
+    case: str, found: Fleet, lrn: int, expected: tuple[str, str | None, str, str | None, int]
+) -> None:
+    line = next(line for line in report(found, None, NOW).servers if line.lrn == lrn)
+    assert (line.condition, line.phase, line.message, line.waiting, line.wave) == expected
+
+
+def test_a_server_that_is_gone_stays_listed_until_its_rollout_ends() -> None:
+    gone = replace(fleet(0, 1), servers=frozenset({0, 5}))
+    assert [line.lrn for line in report(gone, None, NOW).servers] == [0, 1, 2, 5]
+    ended = replace(gone, rollout=replace(ROLLOUT, outcome="complete"))
+    assert [line.lrn for line in report(ended, None, NOW).servers] == [0, 5]
+
+
+@pytest.mark.parametrize(
+    ("case", "statuses", "windows", "expected"),
+    [
+        ("waits for it", (status(6, waiting="window"),), (Window(None, 14, 0, 60.0),), NOON + 7200),
+        ("waits for a slot", (status(6, waiting="slot"),), (Window(None, 14, 0, 60.0),), None),
+        ("at work", (status(6),), (Window(None, 14, 0, 60.0),), None),
+        ("has not begun", (), (Window(None, 14, 0, 60.0),), NOON + 7200),
+        ("any time", (status(6, waiting="window"),), (), None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_next_window(
+    case: str, statuses: tuple[ServerStatus, ...], windows: tuple[Window, ...], expected: float | None
+) -> None:
+    group = ServerGroup("boot", frozenset({0}), reboot=RebootPolicy(windows=windows))
+    desired = Desired(Revision("c" * 40), groups=(group,))
+    lines = report(fleet(1, 6, *statuses), desired, NOW).servers
+    assert [(line.group, line.next_window) for line in lines] == [
+        ("boot", expected),
+        ("default", None),
+        ("default", None),
+    ]
+
+
+def test_what_is_only_passed_on() -> None:
+    found = replace(
+        fleet(1, 2, status(2, message="installs a")),
+        leader=Leader("s1", "key", 7),
+        noted="c" * 40,
+        pause=ANN,
+        settings=Settings(proxy="http://proxy.example"),
+        disabled={0: ANN},
+    )
+    shown = report(found, Desired(Revision("c" * 40)), NOW)
+    assert (shown.etcd_revision, shown.leader, shown.desired, shown.noted) == (88, "s1", "c" * 40, "c" * 40)
+    assert (shown.rollout, shown.phase) == (ROLLOUT, OpenPhase(ID, 1, 2))
+    assert (shown.pause, shown.settings.proxy) == (ANN, "http://proxy.example")
+    assert shown.servers[0] == ServerReport(
+        0,
+        "default",
+        1,
+        "s0",
+        "running",
+        "debs",
+        ROLLOUT.version,
+        "disabled by ann: mending",
+        None,
+        disabled=ANN,
+    )
+    nobody = report(Fleet(), None, NOW)
+    assert (nobody.leader, nobody.desired, nobody.servers, nobody.locks) == (None, None, (), ())
+
+
+def test_the_reboot_lock_with_each_holders_age() -> None:
+    holders = (Holder("m0", "agent", 0, start_time=int(NOON) - 90), Holder("m1", start_time=int(NOON) + 60))
+    lock = Lock("edge", Semaphore(3, ("m0", "m1", "m2")), holders, (Waiter("k", "m3", 3), Waiter("l", "x")))
+    assert lock_report(lock, NOW) == LockReport(
+        "edge",
+        3,
+        0,
+        (
+            HolderReport("m0", holders[0], 90.0),
+            HolderReport("m1", holders[1], 0.0),
+            HolderReport("m2", None, None),
+        ),
+        (("m3", 3), ("x", None)),
+    )
+
+
+def test_lock_groups_come_by_name() -> None:
+    locks = {name: Lock(name, Semaphore(2)) for name in ("edge", "default")}
+    assert [(lock.group, lock.free) for lock in report(Fleet(locks=locks), None, NOW).locks] == [
+        ("default", 2),
+        ("edge", 2),
+    ]
