@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -351,4 +350,4 @@ def _sync(directory: int) -> None:
 
 
 def _temporary(name: str) -> str:
-    return f".{name[:200]}.{secrets.token_hex(6)}"
+    return f".{name[:200]}.{os.urandom(6).hex()}"

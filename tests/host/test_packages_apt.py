@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from reconciler.core.artifact import AptDeb, Pin, ReleaseDeb
+from reconciler.core.artifact import AptDeb, Key, Pin, ReleaseDeb
 from reconciler.errors import HeldBack, HostError, Unavailable, Unfetchable
 from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
@@ -139,6 +140,15 @@ def test_the_lists_are_brought_up_to_date_when_they_do_not_know_a_version(
     fresh = Packages(host, Ledger.open(host))
     install(fresh, AptDeb("rt-library", "3.0"))
     assert state(host, "rt-library") == "ii 3.0"
+
+
+def test_several_are_fetched_at_once(host: Host, packages: Packages) -> None:
+    debs = [AptDeb(name, version) for name in ("rt-service", "rt-library") for version in ("1.0", "2.0")]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda deb: packages.fetch(deb, None), debs))
+    for deb in debs[1::2]:
+        packages.apply(deb, None)
+    assert (state(host, "rt-service"), state(host, "rt-library")) == ("ii 2.0", "ii 2.0")
 
 
 @pytest.mark.parametrize(
@@ -297,6 +307,26 @@ def test_a_script_cannot_ask_and_sees_the_agents_lock(
         install(Packages(locked, Ledger.open(locked), github_api=server.url), deb)
     assert (host.root / "rt-seen").read_text() == "noninteractive\n"
     assert (host.root / "rt-lock").exists()
+
+
+LOOK = """
+from reconciler.core.artifact import Key, Known
+from reconciler.host.driver import Host
+from reconciler.host.ledger import Ledger
+from reconciler.host.packages import Packages
+host = Host(exec="nsenter")
+print(Packages(host, Ledger.open(host)).observe([Known(Key("deb", "dpkg"), "?"), Known(Key("deb", "none"), "?")]))
+"""
+
+
+def test_the_host_is_looked_at_through_the_namespaces_of_process_1() -> None:
+    # In process and mount namespaces of its own, the first process is the test's.
+    argv = ["unshare", "--fork", "--pid", "--mount-proc", "--uts", sys.executable, "-c", LOOK]
+    found = subprocess.run(argv, capture_output=True, text=True, check=True)
+    version = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Version}", "dpkg"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == str({Key("deb", "dpkg"): version.stdout})
 
 
 # --- faults of the host ---------------------------------------------------------------------------------------------
