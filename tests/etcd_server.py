@@ -26,11 +26,12 @@ def free_ports(number: int) -> list[int]:
         return [bound.getsockname()[1] for bound in sockets]
 
 
-def etcdctl(endpoint: str, *words: str, timeout: float = 10, env: dict[str, str] | None = None) -> str:
+def etcdctl(endpoint: str, *words: str, timeout: float = 10, stdin: str | None = None) -> str:
     """What `etcdctl` prints."""
     result = subprocess.run(
         ["etcdctl", "--endpoints", endpoint, *words],
-        env={**os.environ, "ETCDCTL_API": "3", **(env or {})},
+        env={**os.environ, "ETCDCTL_API": "3"},
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -46,7 +46,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 0.5
 _LEAST = 0.2
 """Seconds that an attempt has at least, though less is left: one that is begun with none would only be ambiguous."""
 _random = random.SystemRandom()
-_FILES_LOOKED_AT_EVERY = 5.0
+_FILES_LOOKED_AT_EVERY = 1.0
 _CHANNEL_OPTIONS = (
     ("grpc.keepalive_time_ms", 10_000),  # below this an etcd server hangs up: "too many pings"
     ("grpc.keepalive_timeout_ms", 5_000),
@@ -58,6 +58,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # what is sent again is decided here, where it is known what it means
     ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),  # or a new channel would share a dead one's connection
 )
 
 
@@ -259,7 +260,7 @@ class Client:
             except grpc.RpcError as error:
                 trouble = _words(error)
                 self._note(error)
-                self._connections.failed(connection)
+                self._connections.failed(connection, silent=error.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
                 if _must_authenticate(error) and self._connections.forget_token():
                     continue
                 _raise_if_final(error, connection.endpoint)
@@ -371,10 +372,12 @@ class _Connections:
                 self._connections[endpoint] = _connect(endpoint, self._options)
             return self._connections[endpoint]
 
-    def failed(self, connection: _Connection) -> None:
-        """A call on `connection` failed: the next one goes to the next endpoint."""
+    def failed(self, connection: _Connection, silent: bool = False) -> None:
+        """A call on `connection` failed: the next one goes to the next endpoint, and never again where nothing came back (`silent`)."""
         with self._lock:
             connection.proven = False
+            if silent and self._connections.get(connection.endpoint) is connection:
+                del self._connections[connection.endpoint]
             if self._options.endpoints[self._index] == connection.endpoint:
                 self._index = (self._index + 1) % self.number
 

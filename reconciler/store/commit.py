@@ -78,7 +78,7 @@ def commit(
         if lost and _is_made(witness, guards, seen):
             return Outcome(seen[0].mod_revision if seen else reply.revision)
         failed = _failed(guards, reply.responses)
-        if lost and seen and witness_holds(guards, failed, seen[0]):
+        if lost and seen and _still_holds(guards, failed, seen[0]):
             _bump(client, seen[0])
         return Outcome(reply.revision, failed, reply.responses[len(asked) :])
 
@@ -111,7 +111,7 @@ def _failed(guards: Sequence[Guard], found: Sequence[tuple[Item, ...]]) -> tuple
     return single or tuple(guard for guard in guards if guard.compare.end is not None) or tuple(guards)
 
 
-def witness_holds(guards: Sequence[Guard], failed: Sequence[Guard], item: Item) -> bool:
+def _still_holds(guards: Sequence[Guard], failed: Sequence[Guard], item: Item) -> bool:
     """Whether the written key is still as it was acted on, so that a request which is under way could still land."""
     return any(guard.compare.key == item.key and guard not in failed for guard in guards)
 

@@ -14,6 +14,7 @@ import fcntl
 import importlib.util
 import os
 import platform
+import secrets
 import select
 import shutil
 import signal
@@ -233,6 +234,8 @@ def _arguments() -> list[str]:
         f"--listen-peer-urls=unix://{_PEER}",
         f"--initial-advertise-peer-urls=unix://{_PEER}",
         f"--initial-cluster=embedded=unix://{_PEER}",
+        # Counts for a new one only: so that one whose data was thrown away has another cluster id.
+        f"--initial-cluster-token={secrets.token_hex(8)}",
         # A cluster of one elects itself: there is no network to wait for.
         "--heartbeat-interval=10",
         "--election-timeout=50",

@@ -1,0 +1,127 @@
+"""A TCP proxy between a client and a real server, which can be slow, cut, or lose what it carries. For tests.
+
+`delay` (seconds) holds every piece in both directions. `lose_replies` lets requests through and drops what comes
+back, then cuts. `hold` keeps what comes next on each connection that is open now until `let_go`, which delivers it
+late; new connections are not held. `cut` ends all connections.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from types import TracebackType
+
+
+class Proxy:
+    """Listens on a free port of 127.0.0.1 and connects each client to `port`."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.delay = 0.0
+        self.lose_replies = False
+        self.refuse = False
+        self._held: dict[socket.socket, threading.Event] = {}
+        self._lock = threading.Lock()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._closed = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def hold(self) -> None:
+        """Keep the next request of each open connection, and lose what follows it: its client gives up, and it still arrives."""
+        with self._lock:
+            for client, _ in self._pairs:
+                self._held[client] = threading.Event()
+
+    def let_go(self) -> None:
+        """Deliver what is held."""
+        with self._lock:
+            for event in self._held.values():
+                event.set()
+
+    def cut(self) -> None:
+        """End all connections."""
+        with self._lock:
+            pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    def close(self) -> None:
+        self._closed = True
+        self.let_go()
+        self._listener.close()
+        self.cut()
+
+    def __enter__(self) -> Proxy:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.refuse:
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target), 5)
+            except OSError:
+                client.close()
+                continue
+            server.settimeout(None)
+            with self._lock:
+                self._pairs.append((client, server))
+            threading.Thread(target=self._requests, args=(client, server), daemon=True).start()
+            threading.Thread(target=self._replies, args=(server, client), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                time.sleep(self.delay)
+                if client in self._held:
+                    data += self._rest_of(client)
+                    self._held[client].wait()
+                    server.sendall(data)
+                    break
+                server.sendall(data)
+        # What a client that hung up has sent is delivered all the same, as a network would.
+        with contextlib.suppress(OSError):
+            server.shutdown(socket.SHUT_WR)
+
+    @staticmethod
+    def _rest_of(client: socket.socket) -> bytes:
+        """The rest of one request: what follows without a pause."""
+        rest = b""
+        client.settimeout(0.05)
+        with contextlib.suppress(TimeoutError):
+            while data := client.recv(1 << 16):
+                rest += data
+        client.settimeout(None)
+        return rest
+
+    def _replies(self, server: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := server.recv(1 << 16):
+                time.sleep(self.delay)
+                if self.lose_replies:
+                    break
+                client.sendall(data)
+        for end in (client, server):
+            with contextlib.suppress(OSError):
+                end.close()
