@@ -169,7 +169,6 @@ class Parts:
     client: Client
     keys: Keys
     lrn: int
-    lock_group: Callable[[], str]
     bells: Bells
     ending: threading.Event
     interval: Callable[[], float]
@@ -248,7 +247,10 @@ class Watching:
             bell.ring()
             return self._parts.client.read((one(self._parts.keys.rollout),)).revision
 
-        return Watch(self._parts.client, ranges, revision + 1, on_events, on_compacted)
+        def on_trouble(error: ReconcilerError) -> None:
+            log.debug("a watch is tried again, passes find what it would have told: %s", error)
+
+        return Watch(self._parts.client, ranges, revision + 1, on_events, on_compacted, on_trouble)
 
 
 def _of_server(keys: Keys, lrn: int) -> tuple[KeyRange, ...]:
