@@ -666,12 +666,13 @@ class _Requests:
 
 
 def _watch_request(rpc: Any, keys: KeyRange, revision: int) -> Any:
-    return rpc.WatchCreateRequest(
+    create = rpc.WatchCreateRequest(
         key=_key_bytes(keys.key),
         range_end=b"" if keys.end is None else _key_bytes(keys.end),
         start_revision=revision,
         progress_notify=True,
     )
+    return rpc.WatchRequest(create_request=create)
 
 
 class WatchStream:
