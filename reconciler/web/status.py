@@ -1,0 +1,97 @@
+"""What the agent has published, as answers: is it alive, is it ready, its status and the whole fleet's plan. Called by `app`. Pure but for the cache."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+from reconciler.core.advance import interrupted
+from reconciler.core.lead import waves_of
+from reconciler.core.plan import Plan, make_plan
+from reconciler.core.published import Published
+from reconciler.core.state import Desired, Fleet, Server
+from reconciler.errors import Refused
+from reconciler.wire.plan import plan_json
+from reconciler.wire.status import status_json
+
+
+class NotYet(Exception):
+    """There is nothing to answer with, and why."""
+
+
+def why_not_alive(published: Published, now: float) -> tuple[str, ...]:
+    """The loops whose sign of life is overdue at `now` (monotonic seconds)."""
+    return tuple(
+        f"the {beat.loop} loop has given no sign of life for {now - beat.at:.0f} s"
+        for beat in published.heartbeats
+        if now - beat.at > beat.limit
+    )
+
+
+def why_not_ready(published: Published, now: float) -> tuple[str, ...]:
+    """What is overdue or missing at `now`; empty means that this agent can work."""
+    unread = () if published.desired else (_no_revision(published),)
+    return (*why_not_alive(published, now), *published.missing, *unread)
+
+
+def _no_revision(published: Published) -> str:
+    why = published.refusal or published.unavailable
+    return f"no revision has been read yet: {why}" if why else "no revision has been read yet"
+
+
+def status_body(published: Published) -> bytes:
+    """The status, as `reconcile status --output json` prints it. Raises `NotYet`."""
+    if published.status is None:
+        raise NotYet(f"this agent has not looked at the fleet yet{_missing(published)}")
+    return _encoded(status_json(published.status))
+
+
+class Plans:
+    """The fleet's plan as JSON, made once for each pair of etcd revision and desired revision. Used by several threads."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._made_for: tuple[int, str] | None = None
+        self._body = b""
+
+    def body(self, published: Published) -> bytes:
+        """What `reconcile --dry-run --all --output json` prints. Raises `NotYet`, and `Refused` where a plan is not acceptable."""
+        fleet, desired = published.fleet, published.desired
+        if desired is None:
+            raise NotYet(_no_revision(published))
+        if fleet is None:
+            raise NotYet(f"this agent has not looked at the fleet yet{_missing(published)}")
+        wanted = (fleet.etcd_revision, desired.revision.id)
+        with self._mutex:
+            if self._made_for != wanted:
+                self._body = _encoded(plan_json(fleet_plans(desired, fleet), desired, fleet.etcd_revision))
+                self._made_for = wanted
+            return self._body
+
+
+def fleet_plans(desired: Desired, fleet: Fleet) -> tuple[Plan, ...]:
+    """A plan for each registered server, from what is recorded. Raises `Refused` with every server's reason."""
+    servers = tuple(sorted(fleet.servers))
+    waves = {lrn: number for number, wave in enumerate(waves_of(desired, servers), 1) for lrn in wave.servers}
+    plans: list[Plan] = []
+    refusals: list[Refused] = []
+    for lrn in servers:
+        recorded = fleet.recorded.get(lrn, {})
+        server = Server(lrn, "", "", recorded=recorded, rollout=fleet.rollout, steps=fleet.steps.get(lrn, {}))
+        try:
+            plans.append(make_plan(desired, recorded, lrn, interrupted=interrupted(server), wave=waves[lrn]))
+        except Refused as refused:
+            refusals.append(refused)
+    if refusals:
+        findings = [finding for refused in refusals for finding in refused.findings]
+        raise Refused("\n".join(refused.summary for refused in refusals), findings)
+    return tuple(plans)
+
+
+def _missing(published: Published) -> str:
+    return "".join(f"; {text}" for text in published.missing)
+
+
+def _encoded(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
