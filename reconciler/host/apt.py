@@ -18,12 +18,17 @@ from reconciler.errors import HostError, ReconcilerError, Unavailable, Unfetchab
 from reconciler.ground import process
 from reconciler.ground.process import Completed
 from reconciler.host import place
-from reconciler.host.dpkg import ENVIRONMENT, Dpkg, failed
+from reconciler.host.dpkg import DATABASE, ENVIRONMENT, Dpkg, failed
 
 FETCH_LIMIT = 1800.0
 """Seconds that apt may take to fetch a package and what it depends on."""
 
 _UPDATE_LIMIT = 300.0
+_MENDED = "status"
+_STATUS_LIMIT = 256 << 20
+_HALF = re.compile(
+    rb"^Status: \S+ (?:\S+ (?:half-installed|half-configured|unpacked|triggers-\S+)|reinstreq \S+)$", re.M
+)
 _UPDATE_AGE = 60.0
 _MISSING = re.compile(
     r"E: (Unable to locate package|Version '.*' for '.*' was not found|Package '.*' has no installation)"
@@ -65,21 +70,22 @@ class Apt:
             return lists is not None and process.exists("apt-get")
         return place.status(self._host, "/usr/bin/apt-get") is not None
 
-    def fetch(self, what: str, archives: Path) -> None:
-        """Bring `what` (`name=version`, or a .deb's path) and what it depends on into `archives`.
+    def fetch(self, name: str, what: str, archives: Path) -> None:
+        """Bring package `name`, as `what` (`name=version`, or a .deb's path), and what it depends on into `archives`.
 
         The package lists are brought up to date where they do not know it. Raises `Unfetchable` or `Unavailable`.
         """
         (archives / "partial").mkdir(parents=True, exist_ok=True)
-        done = self._download(what, archives)
+        done = self._run(self._plan(name, what, archives, "--download-only"))
         if done.status and (
             _MISSING.search(done.stderr) or _GONE.search(done.stderr) or _UNMET.search(done.stderr)
         ):
             self.update()
-            done = self._download(what, archives)
+            done = self._run(self._plan(name, what, archives, "--download-only"))
         if done.status:
             raise self._why(what, done)
-        self._copy_local(what, archives)
+        self._copy_local(name, what, archives)
+        (archives / _MENDED).unlink(missing_ok=True)
 
     def install(self, what: str, archives: Path, *, reinstall: bool) -> None:
         """Install `what` from `archives`, old configuration files kept, nothing removed, without the network."""
@@ -109,21 +115,42 @@ class Apt:
                 )
             self._updated_at = time.monotonic()
 
-    def _download(self, what: str, archives: Path) -> Completed:
-        # Nothing of the host changes, so dpkg's lock is not needed: a package being installed holds up no prefetch.
-        argv = self._command(archives, "install", "--download-only", "-o", "Debug::NoLocking=true", what)
-        return self._run(argv)
+    def _plan(self, name: str, what: str, archives: Path, mode: str) -> list[str]:
+        """apt-get looking only: what is installed already comes too, so that it can be repaired from here.
 
-    def _copy_local(self, what: str, archives: Path) -> None:
+        Nothing of the host changes, so dpkg's lock is not needed, and a package that is being installed holds up no prefetch.
+        """
+        options = ["-o", "Debug::NoLocking=true"]
+        if mended := self._mended(name, archives):
+            options += ["-o", f"Dir::State::status={place.seen(self._host, mended)}"]
+        return [*self._command(archives, "install", "--reinstall", mode, *options, what)]
+
+    def _mended(self, name: str, archives: Path) -> Path | None:
+        """A copy of dpkg's status in which no package is half there, and `name` not at all; None where none is.
+
+        apt plans nothing at all as long as one package is broken, and the repair comes with the change, not before it.
+        """
+        status = place.read(self._host, f"{DATABASE}/status", _STATUS_LIMIT) or b""
+        if not _HALF.search(status):
+            return None
+        ours = f"Package: {name}\n".encode()
+        stanzas = [
+            _HALF.sub(b"Status: install ok installed", stanza)
+            for stanza in status.split(b"\n\n")
+            if not (stanza.lstrip(b"\n").startswith(ours) and _HALF.search(stanza))
+        ]
+        place.publish(archives / _MENDED, b"\n\n".join(stanzas), 0o644)
+        return archives / _MENDED
+
+    def _copy_local(self, name: str, what: str, archives: Path) -> None:
         """Copy what stands in a `file:` source: apt uses it where it is, and it may be gone when it is needed."""
-        argv = self._command(archives, "install", "--print-uris", "-o", "Debug::NoLocking=true", what)
-        done = self._run(argv)
-        for address, name in re.findall(r"^'(file:[^']+)' (\S+) ", done.stdout, re.MULTILINE):
+        done = self._run(self._plan(name, what, archives, "--print-uris"))
+        for address, file in re.findall(r"^'(file:[^']+)' (\S+) ", done.stdout, re.MULTILINE):
             source = place.inside(self._host, unquote(urlsplit(address).path))
             if self._dpkg.bare:
                 source = Path(unquote(urlsplit(address).path))
-            if source != archives / name and "/" not in name and place.seen(self._host, source) != what:
-                shutil.copyfile(source, archives / name)
+            if source != archives / file and "/" not in file and place.seen(self._host, source) != what:
+                shutil.copyfile(source, archives / file)
 
     def _run(self, argv: Sequence[str]) -> Completed:
         return process.run(

@@ -169,7 +169,7 @@ class Packages:
         # apt takes a package without the network only where it lies under the name that apt would give it.
         file = fetched.rename(directory / archive_name(said.package, said.version, said.architecture))
         if self._apt.there:
-            self._apt.fetch(place.seen(self._host, file), directory)
+            self._apt.fetch(deb.name, place.seen(self._host, file), directory)
         self._publish(Parcel(directory, file, said.version, _digest(found.digest)))
 
     def _check(self, deb: ReleaseDeb, file: Path) -> Control:
@@ -200,7 +200,7 @@ class Packages:
             )
         directory = self._directory(deb, "")
         installed = self._dpkg.packages().get(deb.name)
-        self._apt.fetch(f"{deb.name}={deb.version}", directory)
+        self._apt.fetch(deb.name, f"{deb.name}={deb.version}", directory)
         file = self._own_file(deb, directory)
         if file is None and not (installed and installed.installed and installed.version == deb.version):
             raise Unfetchable(f"cannot fetch deb {deb.name} {deb.version}: apt brought no such file")
@@ -271,11 +271,21 @@ class Packages:
             self._apt.install(what, parcel.directory, reinstall=again)
         except HostError:
             # apt does nothing at all while one package is broken or the version has left the archive; dpkg does.
-            now = self._dpkg.packages().get(deb.name)
+            packages = self._dpkg.packages()
+            now = packages.get(deb.name)
             if now is not None and now.state == "half-configured":
                 raise  # its own script failed: once more would only run it twice
-            if self._dpkg.install([parcel.file], check=False).status:
+            if self._dpkg.install(self._with_what_is_missing(parcel, packages), check=False).status:
                 raise
+
+    def _with_what_is_missing(self, parcel: Parcel, packages: Mapping[str, Package]) -> list[Path]:
+        """The package's file, and those that came with it of which the host has nothing: what it has may be newer by now."""
+        found = [parcel.file]
+        for file in sorted(parcel.directory.glob("*.deb")):
+            package = packages.get(control(file).package)
+            if file != parcel.file and (package is None or not package.there):
+                found.append(file)
+        return found
 
     def _require(self, deb: Deb, package: Package | None, parcel: Parcel | None) -> None:
         version = parcel.version if parcel else deb.version if isinstance(deb, AptDeb) else ""

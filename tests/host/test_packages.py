@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import threading
@@ -21,7 +22,10 @@ from reconciler.host.packages import Packages
 from tests.debs import DebSpec, audit, bare_host, build, dpkg, state
 from tests.release_server import ReleaseServer
 
-pytestmark = pytest.mark.needs("dpkg", "dpkg-deb")
+pytestmark = [
+    pytest.mark.needs("dpkg", "dpkg-deb"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="dpkg installs only as root"),
+]
 TOOL = DebSpec("tool", "1.0")
 
 

@@ -280,6 +280,52 @@ def test_somebody_elses_broken_package_does_not_keep_us_from_ours(
     assert (state(host, "rt-library"), state(host, "rt-theirs")) == ("ii 1.0", "iF 1.0")
 
 
+def half_install(host: Host, name: str, version: str) -> None:
+    """What a power cut in the middle of unpacking leaves in dpkg's database."""
+    status = host.root / "var/lib/dpkg/status"
+    stanza = (
+        f"Package: {name}\nStatus: install reinstreq half-installed\nMaintainer: x\nArchitecture: all\n"
+        f"Version: {version}\nDescription: x\n"
+    )
+    others = [
+        other for other in status.read_text().split("\n\n") if not other.startswith(f"Package: {name}\n")
+    ]
+    status.write_text("\n\n".join([*(other.strip("\n") for other in others if other.strip()), stanza]))
+    assert state(host, name).startswith("iHR")
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_what_was_cut_off_in_the_middle_is_left_for_any_version(
+    host: Host, packages: Packages, version: str
+) -> None:
+    half_install(host, "rt-service", "2.0")
+    install(packages, AptDeb("rt-service", version))
+    assert (state(host, "rt-service"), state(host, "rt-library"), audit(host)) == (
+        f"ii {version}",
+        "ii 2.0",
+        "",
+    )
+
+
+def test_somebody_elses_half_of_a_package_does_not_keep_us_from_ours(
+    host: Host, server: ReleaseServer, tmp_path: Path
+) -> None:
+    packages = Packages(host, Ledger.open(host), github_api=server.url)
+    half_install(host, "rt-theirs", "1.0")
+    install(packages, released(server, tmp_path, DebSpec("rt-tool", "1.0", depends="rt-service")))
+    install(packages, AptDeb("rt-library", "1.0"))
+    found = [state(host, name) for name in ("rt-tool", "rt-service", "rt-library")]
+    assert found == ["ii 1.0", "ii 2.0", "ii 1.0"]
+    assert state(host, "rt-theirs") == "iHR1.0"
+
+
+def test_a_host_without_any_source_installs_what_needs_none(tmp_path: Path, server: ReleaseServer) -> None:
+    with overlay_host(tmp_path) as host:
+        packages = Packages(host, Ledger.open(host), github_api=server.url)
+        install(packages, released(server, tmp_path, DebSpec("rt-tool", "1.0")))
+        assert state(host, "rt-tool") == "ii 1.0"
+
+
 def test_a_configuration_file_that_was_edited_stays(
     host: Host, server: ReleaseServer, tmp_path: Path
 ) -> None:
