@@ -53,11 +53,13 @@ class Conductor:
         publisher: Publisher,
         notifier: Notifier,
         alarm_after: float,
+        on_lead: Callable[[bool], None] = lambda leads: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._leading, self._follower, self._resolvers = leading, follower, resolvers
         self._publisher, self._notifier, self._wall = publisher, notifier, wall
-        self._alarm_after = alarm_after
+        self._alarm_after, self._on_lead = alarm_after, on_lead
+        self._looked_on: float | None = None
         self._seen = Seen()
         self._token = 0
         self._told: dict[str, str] = {}
@@ -76,12 +78,15 @@ class Conductor:
         if leader is None:
             if self._token:
                 log.warning("leads no more")
+                self._on_lead(False)
             self._token, self._seen = 0, Seen()
             self._publisher.update(leads=False, lease_left=self._leading.lease_left)
+            self._look_on()
             return IDLE
         if leader.token != self._token:
             log.info("leads, token %d", leader.token)
             self._token, self._seen = leader.token, Seen()
+            self._on_lead(True)
         writes = self._leading.writes(leader)
         fleet = self._leading.fleet()
         now = Now(self._wall(), time.monotonic())
@@ -100,6 +105,15 @@ class Conductor:
             # Something has changed since the look: the next one shows what, and who leads.
             log.info("%s", error)
             return None
+
+    def _look_on(self) -> None:
+        """What HTTP shows of the fleet while another one leads: looked at now and then, and not at each of its changes."""
+        now = time.monotonic()
+        if self._looked_on is None or now - self._looked_on >= IDLE:
+            self._looked_on = now
+            fleet = self._leading.fleet()
+            status = report(fleet, self._follower.state.newest, Now(self._wall(), now))
+            self._publisher.update(fleet=fleet, status=status)
 
     def _give(
         self, order: Order, writes: LeaderWrites, desired: Desired | None, fleet: Fleet

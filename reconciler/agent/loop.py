@@ -166,9 +166,7 @@ class Parts:
     leading: Leading | None
     notifier: Notifier
     publisher: Publisher
-    client: Client
-    keys: Keys
-    lrn: int
+    watching: Watching
     bells: Bells
     ending: threading.Event
     interval: Callable[[], float]
@@ -183,20 +181,19 @@ def run(parts: Parts) -> int:
     stop_serving = parts.serve() if parts.serve else None
     loops = Loops(parts.publisher, parts.ending)
     follow = Follow(parts.follower, parts.publisher, parts.interval, parts.bells)
-    watches = Watching(parts)
     watch_repository(parts.source_repo, parts.bells, parts.ending)
     loops.start("git", follow.once, parts.bells.follow)
     loops.start("worker", parts.worker.work, parts.bells.work)
     if parts.conductor is not None:
         loops.start("leader", parts.conductor.conduct, parts.bells.lead)
-    watches.start()
+    parts.watching.start(candidate=parts.conductor is not None)
     while not signals.woken.wait(3600):
         pass
     log.info("ends: the step in flight is finished, for at most %g s", parts.grace)
     if parts.leading is not None:
         parts.leading.resign()
     ended = loops.join(parts.grace)
-    watches.close()
+    parts.watching.close()
     parts.writing.close()
     parts.notifier.close()
     if stop_serving is not None:
@@ -209,35 +206,53 @@ def run(parts: Parts) -> int:
 
 
 class Watching:
-    """etcd's watches, which only ring: each loop reads for itself. One for the server's keys, one for the fleet's where it may lead."""
+    """etcd's watches, which only ring: each loop reads for itself.
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    Every agent watches its server's keys and the leader's line; only the one that leads watches the fleet, so that
+    what a barrier costs does not grow with the square of the fleet.
+    """
+
+    def __init__(self, client: Client, keys: Keys, lrn: int, bells: Bells, ending: threading.Event) -> None:
+        self._client, self._keys, self._lrn = client, keys, lrn
+        self._bells, self._ending = bells, ending
         self._watches: list[Watch] = []
-        self._thread: threading.Thread | None = None
+        self._fleet: Watch | None = None
 
-    def start(self) -> None:
+    def start(self, candidate: bool) -> None:
         """Begin in the background: an etcd that is away must not hold up the start."""
-        self._thread = threading.Thread(target=self._start, name="etcd-watches", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._start, args=(candidate,), name="etcd-watches", daemon=True).start()
+
+    def lead(self, leads: bool) -> None:
+        """Watch the fleet from now on, or no more."""
+        fleet, self._fleet = self._fleet, None
+        if fleet is not None:
+            fleet.close()
+        if leads:
+            self._fleet = self._watch(_of_fleet(self._keys), self._revision(), self._bells.lead)
 
     def close(self) -> None:
-        for watch in self._watches:
+        for watch in [*self._watches, *([self._fleet] if self._fleet else [])]:
             watch.close()
 
-    def _start(self) -> None:
-        parts, pause = self._parts, _FIRST_PAUSE
-        while not parts.ending.is_set():
+    def _start(self, candidate: bool) -> None:
+        pause = _FIRST_PAUSE
+        while not self._ending.is_set():
             try:
-                revision = parts.client.read((one(parts.keys.rollout),)).revision
+                revision = self._revision()
             except ReconcilerError:
-                parts.ending.wait(pause)
+                self._ending.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            self._watches.append(self._watch(_of_server(parts.keys, parts.lrn), revision, parts.bells.work))
-            if parts.conductor is not None:
-                self._watches.append(self._watch(_of_fleet(parts.keys), revision, parts.bells.lead))
+            self._watches.append(self._watch(_of_server(self._keys, self._lrn), revision, self._bells.work))
+            if candidate:
+                line = (under(self._keys.election),)
+                self._watches.append(self._watch(line, revision, self._bells.lead))
+            self._bells.work.ring()
+            self._bells.lead.ring()
             return
+
+    def _revision(self) -> int:
+        return self._client.read((one(self._keys.rollout),)).revision
 
     def _watch(self, ranges: Sequence[KeyRange], revision: int, bell: Wake) -> Watch:
         def on_events(events: tuple[Event, ...], at: int) -> None:
@@ -245,12 +260,12 @@ class Watching:
 
         def on_compacted() -> int:
             bell.ring()
-            return self._parts.client.read((one(self._parts.keys.rollout),)).revision
+            return self._revision()
 
         def on_trouble(error: ReconcilerError) -> None:
             log.debug("a watch is tried again, passes find what it would have told: %s", error)
 
-        return Watch(self._parts.client, ranges, revision + 1, on_events, on_compacted, on_trouble)
+        return Watch(self._client, ranges, revision + 1, on_events, on_compacted, on_trouble)
 
 
 def _of_server(keys: Keys, lrn: int) -> tuple[KeyRange, ...]:
@@ -266,5 +281,5 @@ def _of_server(keys: Keys, lrn: int) -> tuple[KeyRange, ...]:
 
 def _of_fleet(keys: Keys) -> tuple[KeyRange, ...]:
     """What tells the leader that there is something to decide: not each step of each server, whose statuses say enough."""
-    folders = (keys.servers, keys.all_disabled, keys.status, keys.election)
+    folders = (keys.servers, keys.all_disabled, keys.status)
     return (*(under(folder) for folder in folders), one(keys.pause), *keys.settings)

@@ -15,7 +15,7 @@ from reconciler.agent.publisher import Publisher
 from reconciler.cli.options import Options, must_be_given
 from reconciler.cli.program import Call, Verb
 from reconciler.core.state import DEFAULT_GROUP, Server, ServerGroup, Settings
-from reconciler.errors import ReconcilerError, UsageError
+from reconciler.errors import UsageError
 from reconciler.host.policy import EVERYTHING
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.embedded import Embedded, find_program
@@ -69,7 +69,7 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
     from reconciler.agent.follow import Follower
     from reconciler.agent.leader import Conductor
     from reconciler.agent.leading import Leading
-    from reconciler.agent.loop import Bells, Parts, run
+    from reconciler.agent.loop import Bells, Parts, Watching, run
     from reconciler.agent.notify import Addresses, Notifier
     from reconciler.agent.worker import Worker
     from reconciler.agent.writing import Identity, Writing
@@ -122,12 +122,15 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
     worker = Worker(
         parts.hands, writing, follower, read, publisher, lambda: options.drift_interval, notifier.tell
     )
+    watching = Watching(client, keys, options.lrn, bells, ending)
     leading = conductor = None
     if not no_lead:
         leading = Leading(
             client, keys, where.hostname or str(options.lrn), options.lease_ttl, bells.lead.ring
         )
-        conductor = Conductor(leading, follower, parts.resolvers, publisher, notifier, options.alarm_after)
+        conductor = Conductor(
+            leading, follower, parts.resolvers, publisher, notifier, options.alarm_after, watching.lead
+        )
     return run(
         Parts(
             options.repo,
@@ -138,9 +141,7 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
             leading,
             notifier,
             publisher,
-            client,
-            keys,
-            options.lrn,
+            watching,
             bells,
             ending,
             lambda: options.with_settings(settings.now).interval,
@@ -157,22 +158,20 @@ def _server(
 
     def start() -> Callable[[], None]:
         from reconciler.web.app import ServeOptions, serve
+        from reconciler.web.listener import Listen
+        from reconciler.web.webhook import Followed
 
-        listen = options.listen or DEFAULT_LISTEN
-        try:
-            server = serve(
-                ServeOptions(
-                    listen,
-                    options.tls_cert,
-                    options.tls_key,
-                    options.token_file,
-                    options.webhook_secret_file,
-                ),
-                publisher,
-                fetch_now,
-            )
-        except ReconcilerError as error:
-            raise type(error)(f"cannot serve HTTP at {listen}: {error}") from None
+        address = options.listen or DEFAULT_LISTEN
+        server = serve(
+            ServeOptions(
+                Listen(address, options.tls_cert, options.tls_key),
+                Followed(options.repo, options.ref, options.tag_pattern),
+                options.token_file,
+                options.webhook_secret_file,
+            ),
+            publisher,
+            fetch_now,
+        )
         return server.close
 
     return start
