@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from reconciler.ground import download as fetching
 from reconciler.ground.download import NotAllowed, NotThere, RateLimited, ask, download, fetch_json, shown
 from tests.release_server import Fault, ReleaseServer
 
-CONTENT = os.urandom(3 << 20)
+CONTENT = random.Random(7).randbytes(3 << 20)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 FILE = "/files/o/r/v1/thing.bin"
 
