@@ -13,6 +13,9 @@ import threading
 import time
 from types import TracebackType
 
+REQUEST_WITHIN = 0.3
+"""Seconds in which a held request is complete: clients under test wait longer before they give up."""
+
 
 class Proxy:
     """Listens on a free port of 127.0.0.1 and connects each client to `port`."""
@@ -52,9 +55,7 @@ class Proxy:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
             for end in pair:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-                end.close()
+                _end(end)
 
     def close(self) -> None:
         self._closed = True
@@ -98,20 +99,18 @@ class Proxy:
                     data += self._rest_of(client)
                     self._held[client].wait()
                     server.sendall(data)
-                    break
+                    return  # and the server does not hear that its client is gone, until `close`
                 server.sendall(data)
-        # What a client that hung up has sent is delivered all the same, as a network would.
-        with contextlib.suppress(OSError):
-            server.shutdown(socket.SHUT_WR)
+        _end(server)
 
     @staticmethod
     def _rest_of(client: socket.socket) -> bytes:
-        """The rest of one request: what follows without a pause."""
-        rest = b""
-        client.settimeout(0.05)
+        """What follows soon: the request is in it, and that its client gave it up is not."""
+        rest, end = b"", time.monotonic() + REQUEST_WITHIN
         with contextlib.suppress(TimeoutError):
-            while data := client.recv(1 << 16):
-                rest += data
+            while (left := end - time.monotonic()) > 0:
+                client.settimeout(left)
+                rest += client.recv(1 << 16)
         client.settimeout(None)
         return rest
 
@@ -120,8 +119,16 @@ class Proxy:
             while data := server.recv(1 << 16):
                 time.sleep(self.delay)
                 if self.lose_replies:
+                    # What came may be no more than an acknowledgement: the server gets the time to do what it was asked.
+                    time.sleep(REQUEST_WITHIN)
                     break
                 client.sendall(data)
         for end in (client, server):
-            with contextlib.suppress(OSError):
-                end.close()
+            _end(end)
+
+
+def _end(connection: socket.socket) -> None:
+    """Close, also where another thread is reading: closing alone would leave the connection open until it has read."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
