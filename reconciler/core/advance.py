@@ -165,10 +165,17 @@ def _in_phase(plan: Plan, server: Server, rollout: Rollout, status: ServerStatus
     for step in steps:
         if _is_done(records, step.id) or _is_skipped(step, plan, server, records):
             continue
+        if step.effect == "release" and _is_needed(server, rollout.id, _chain_of(step.id)):
+            continue
         if step.effect == "fetch":
             left = [other for other in steps if other.effect == "fetch" and not _is_done(records, other.id)]
             return Fetch(tuple(left), rollout.id)
-        return _turn_back(step, plan, server, records, now) or _begin(step, plan, server, status, now)
+        back = _turn_back(step, plan, server, records, now)
+        if isinstance(back, TurnBack) and _is_needed(server, rollout.id, _chain_of(step.id)):
+            return _tell(
+                status, Wait(f"cannot turn back: this server is down and needs its slot ({back.reason})")
+            )
+        return back or _begin(step, plan, server, status, now)
     if status.step == len(rollout.phases):
         return Report(_status(status, cond=COMPLETE, message="complete"))
     return Report(_status(status, step=status.step + 1, message=f"{name} is done"))
@@ -339,7 +346,24 @@ def _close(
         move = _way_back(plan, chain, records, rollout, "the rollout does not go on")
     if isinstance(move, Perform) and not _may_try(records.get(move.step.id), server):
         return None
-    return move
+    gives = isinstance(move, TurnBack) or (move is not None and move.step.effect == "release")
+    return None if gives and _is_needed(server, rollout, chain) else move
+
+
+def _is_needed(server: Server, rollout: str, chain: str) -> bool:
+    """Whether another chain than this one is down with the server's slot: there is one slot, whatever it was taken for."""
+    for other in {record.rollout for record in server.steps.values()}:
+        records = records_of(server, other)
+        for id in records:
+            if _effect_of(id) != "acquire" or (other, _chain_of(id)) == (rollout, chain):
+                continue
+            mine = _chain_records(records, _chain_of(id))
+            well = any(
+                _effect_of(step) == "health" and record.state == "done" for step, record in mine.items()
+            )
+            if not well and not _ended(mine) and _is_down(_chain_of(id), mine, server):
+                return True
+    return False
 
 
 def _may_try(record: StepRecord | None, server: Server) -> bool:

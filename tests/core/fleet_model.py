@@ -14,13 +14,14 @@ from functools import partial
 from reconciler.core import advance as agent
 from reconciler.core import lead as leader
 from reconciler.core.advance import advance, interrupted, is_closing, records_of
-from reconciler.core.artifact import OS_IMAGE, Key
+from reconciler.core.artifact import OS_IMAGE, Artifact, Key, Known, OsImage
 from reconciler.core.plan import Plan, Step, make_plan
 from reconciler.core.semaphore import Holder, Semaphore
 from reconciler.core.state import (
     ABORTED,
     COMPLETE,
     PREFETCH_WAVE,
+    Agent,
     Desired,
     Detail,
     Fleet,
@@ -35,6 +36,7 @@ from reconciler.core.state import (
     ServerStatus,
     StepRecord,
 )
+from reconciler.core.window import is_open, next_opening
 
 
 @dataclass
@@ -48,7 +50,15 @@ class Host:
     alive: bool = True
     doing: tuple[agent.Perform, StepRecord, Plan, int] | None = None
     broken: bool = False
-    pending: tuple[agent.Move, Server, Plan] | None = None
+    sick: bool = False
+    frozen: bool = False
+    sentinel: bool = False
+    drained: bool = False
+    booted_by_chance: bool = False
+    """It runs a staged OS that no reboot step has looked at yet."""
+    unlocked: bool = False
+    """An operator has released its slot while it was down: that is known, and no broken promise."""
+    pending: tuple[agent.Move, Server, Plan, Now] | None = None
 
 
 class Broken(AssertionError):
@@ -74,7 +84,6 @@ class Model:
         self.done_in: dict[tuple[int, str, str], int] = {}
         self.failed_at: dict[str, int] = {}
         self.log: list[str] = []
-        self.budget = 0
 
     # --- views ------------------------------------------------------------------------------------------------------
 
@@ -83,8 +92,12 @@ class Model:
         return self.revision
 
     def view(self) -> Fleet:
+        alive = [lrn for lrn, host in self.hosts.items() if host.alive and not host.frozen]
         return replace(
-            self.fleet, recorded={k: dict(v) for k, v in self.recorded.items()}, steps=self.copied()
+            self.fleet,
+            recorded={k: dict(v) for k, v in self.recorded.items()},
+            steps=self.copied(),
+            agents=tuple(Agent(lrn, f"s{lrn}", f"m{lrn}", "1") for lrn in alive),
         )
 
     def copied(self) -> dict[int, dict[str, StepRecord]]:
@@ -105,6 +118,7 @@ class Model:
             status=self.fleet.statuses.get(lrn),
             steps=dict(self.steps[lrn]),
             lock=Lock("default", self.semaphore, tuple(self.holders.values())),
+            reboot_required=host.sentinel,
         )
 
     def now(self) -> Now:
@@ -118,6 +132,8 @@ class Model:
     def events(self) -> list[Callable[[], None]]:
         found: list[Callable[[], None]] = []
         for lrn, host in self.hosts.items():
+            if host.frozen:
+                continue
             if not host.alive:
                 found.append(partial(self.restart, lrn))
                 continue
@@ -127,16 +143,22 @@ class Model:
                 found.append(partial(self.act, lrn))
             else:
                 found.append(partial(self.look, lrn))
-        if self.hosts[self.leading].alive:
+        if self.hosts[self.leading].alive and not self.hosts[self.leading].frozen:
             found.append(lambda: self.lead_look(self.leading))
-        found += [partial(self.lead_act, lrn) for lrn in self.orders]
-        return found
+        found += [partial(self.lead_act, lrn) for lrn in self.orders if not self.hosts[lrn].frozen]
+        return found or [self.thaw]
 
     def troubles(self) -> list[Callable[[], None]]:
-        found: list[Callable[[], None]] = [self.elect, self.push, self.stop, self.recover, self.tick]
+        found: list[Callable[[], None]] = [self.elect, self.push, self.stop, self.recover]
+        found += [self.tick, self.night, self.operator_releases, self.thaw]
         for lrn, host in self.hosts.items():
             found += [partial(self.kill, lrn), partial(self.power_cut, lrn)]
-            found += [partial(self.breaks, lrn), partial(self.disable, lrn)]
+            found += [partial(self.breaks, lrn), partial(self.disable, lrn), partial(self.falls_sick, lrn)]
+            found += [
+                partial(self.freeze, lrn),
+                partial(self.asks_for_reboot, lrn),
+                partial(self.remove, lrn),
+            ]
             if not host.alive:
                 found.append(partial(self.restart, lrn))
         found.append(self.add)
@@ -156,12 +178,15 @@ class Model:
 
     def come_to_an_end(self) -> None:
         for host in self.hosts.values():
-            host.broken = False
+            host.broken = host.sick = host.frozen = False
         self.fleet = replace(self.fleet, disabled={})
         if self.fleet.rollout and self.fleet.rollout.stop and self.fleet.rollout.unfinished:
             self.recover()
-        quiet = 0
+        quiet = rounds = 0
         while quiet < 3:
+            rounds += 1
+            if rounds > 60:
+                raise Broken("the fleet comes to no end")
             before = self.signature()
             for _ in range(12):
                 for lrn, host in self.hosts.items():
@@ -182,7 +207,17 @@ class Model:
                 self.recover()
             quiet = quiet + 1 if before == self.signature() else 0
             self.clock += 1
+            self.come_into_the_window()
         self.expect_the_end()
+
+    def come_into_the_window(self) -> None:
+        rules = self.revisions[self.newest].group_of(0).reboot
+        wall = self.now().wall
+        opening = next_opening(rules.windows, rules.timezone, wall)
+        if not is_open(rules.windows, rules.timezone, wall) and opening:
+            self.clock += opening - wall
+            # Nobody has worked meanwhile, which is not what the timeout is for.
+            self.seen = {}
 
     def signature(self) -> object:
         steps = {lrn: {id: (r.state, r.rollout) for id, r in s.items()} for lrn, s in self.steps.items()}
@@ -200,12 +235,17 @@ class Model:
         for lrn in sorted(self.fleet.servers):
             has = {key: installed.version for key, installed in self.recorded[lrn].items()}
             want = {key: artifact.version for key, artifact in wanted.artifacts_of(lrn).items()}
+            found = {**self.hosts[lrn].has}
+            if wanted.group_of(lrn).reboot.strategy == "off":
+                # The OS that is staged comes, and is recorded, when somebody boots the server.
+                for state in (has, want, found):
+                    state.pop(OS_IMAGE, None)
             if has != want:
                 raise Broken(f"server {lrn} ended with {has} and not {want}")
-            if self.hosts[lrn].has != want:
-                raise Broken(f"server {lrn}'s host ended with {self.hosts[lrn].has} and not {want}")
-            if self.hosts[lrn].down:
-                raise Broken(f"server {lrn} stayed down: {self.hosts[lrn].down}")
+            if found != want:
+                raise Broken(f"server {lrn}'s host ended with {found} and not {want}")
+            if self.hosts[lrn].down or self.hosts[lrn].drained:
+                raise Broken(f"server {lrn} stayed down: {self.hosts[lrn].down or 'drained'}")
         if self.semaphore.holders:
             raise Broken(f"slots stayed taken: {self.semaphore.holders}")
 
@@ -284,12 +324,13 @@ class Model:
         plan = make_plan(
             self.desired_at(version), server.recorded, lrn, interrupted=interrupted(server), begun=begun
         )
-        self.hosts[lrn].pending = (advance(plan, server, self.now()), server, plan)
+        now = self.now()
+        self.hosts[lrn].pending = (advance(plan, server, now), server, plan, now)
 
     def act(self, lrn: int) -> None:
         host = self.hosts[lrn]
         assert host.pending
-        move, server, plan = host.pending
+        move, server, plan, now = host.pending
         host.pending = None
         match move:
             case agent.Report(status):
@@ -297,10 +338,16 @@ class Model:
                 if (held.mod_revision if held else 0) == (server.status.mod_revision if server.status else 0):
                     self.post(lrn, status)
             case agent.Perform():
-                self.begin(lrn, move, server, plan)
+                self.begin(lrn, move, server, plan, now)
             case agent.Fetch(steps, rollout):
-                self.begin(lrn, agent.Perform(steps[0], rollout), server, plan)
+                self.begin(lrn, agent.Perform(steps[0], rollout), server, plan, now)
             case agent.TurnBack(rollout, steps, _):
+                if host.down & {"host"} or (host.down & {"app"} and "reboot:" not in steps[0]):
+                    raise Broken(
+                        f"promise 3: server {lrn} gives its slot back while it is down ({host.down})"
+                    )
+                if host.drained and "reboot:" in steps[0]:
+                    raise Broken(f"promise 5: server {lrn} turns back and stays drained")
                 holder = self.holders.get(f"m{lrn}")
                 if (
                     holder
@@ -322,7 +369,7 @@ class Model:
         statuses = {**self.fleet.statuses, lrn: replace(status, mod_revision=self.bump())}
         self.fleet = replace(self.fleet, statuses=statuses)
 
-    def begin(self, lrn: int, move: agent.Perform, server: Server, plan: Plan) -> None:
+    def begin(self, lrn: int, move: agent.Perform, server: Server, plan: Plan, now: Now) -> None:
         step = move.step
         old = self.steps[lrn].get(step.id)
         booted = (
@@ -334,6 +381,9 @@ class Model:
         if booted and old:
             self.hosts[lrn].doing = (move, old, plan, 1)
             return
+        if step.effect == "acquire" and old and old.rollout == move.rollout and old.state == "running":
+            self.hosts[lrn].doing = (move, old, plan, 0)
+            return
         if (old.mod_revision if old else 0) != (
             server.steps[step.id].mod_revision if step.id in server.steps else 0
         ):
@@ -343,22 +393,29 @@ class Model:
             and server.phase is not None
             and self.fleet.phase.mod_revision == server.phase.mod_revision
         )
-        if move.closing:
-            holder = self.holders.get(f"m{lrn}")
-            seen = next(
-                (h for h in (server.lock.holders if server.lock else ()) if h.machine_id == f"m{lrn}"), None
-            )
-            if (holder.mod_revision if holder else 0) != (seen.mod_revision if seen else 0):
-                return
-        elif not open_ or lrn not in self.fleet.servers:
+        holder = self.holders.get(f"m{lrn}")
+        seen = next(
+            (h for h in (server.lock.holders if server.lock else ()) if h.machine_id == f"m{lrn}"), None
+        )
+        same_slot = (holder.mod_revision if holder else 0) == (seen.mod_revision if seen else 0)
+        if (move.closing or f"{step.phase}:host:acquire" in server.steps) and not same_slot:
+            return
+        if not move.closing and (not open_ or lrn not in self.fleet.servers):
             return
         if not move.closing:
             self.check_barrier(lrn, step)
             self.check_failed(lrn, step, move.rollout)
+            status = self.fleet.statuses.get(lrn)
+            if status and status.rollout == move.rollout and status.waiting and step.effect != "acquire":
+                raise Broken(f"server {lrn} begins {step.id} and says that it waits for a {status.waiting}")
+        if step.effect == "reboot":
+            self.check_reboot(lrn, server, plan, now)
         if (lrn, move.rollout, step.id) in self.done_in and not _repeats(step):
             raise Broken(f"server {lrn} does {step.id} again, which was recorded")
+        target = step.change.after.version if step.change and step.change.after else ""
+        boot = f"b{self.hosts[lrn].boot}"
         record = StepRecord(
-            step.id, move.rollout, "running", boot_id=f"b{self.hosts[lrn].boot}", mod_revision=self.bump()
+            step.id, move.rollout, "running", boot_id=boot, target=target, mod_revision=self.bump()
         )
         self.steps[lrn][step.id] = record
         self.hosts[lrn].doing = (move, record, plan, 0)
@@ -379,7 +436,8 @@ class Model:
         if self.steps[lrn].get(record.id) != record:
             return
         key, change = move.step.subject, move.step.change
-        if host.broken and move.step.effect in ("change", "fetch"):
+        sick = host.sick and move.step.effect in ("health", "hook")
+        if (host.broken and move.step.effect in ("change", "fetch")) or sick:
             self.fail(lrn, record)
             return
         if move.step.effect == "change" and change and key:
@@ -389,19 +447,22 @@ class Model:
                 self.record(lrn, key, change.after, host.has[key])
             else:
                 self.recorded[lrn].pop(key, None)
-        if move.step.effect == "reboot" and host.staged:
-            os_image = self.desired_os(plan)
-            host.has[OS_IMAGE], host.staged = host.staged, None
-            self.record(lrn, OS_IMAGE, os_image, host.has[OS_IMAGE])
+        if move.step.effect == "reboot" and (wanted := self.desired_os(plan)):
+            if host.has.get(OS_IMAGE) != wanted.version:
+                self.fail(lrn, record)
+                return
+            self.record(lrn, OS_IMAGE, wanted, wanted.version)
+            host.booted_by_chance = False
         self.steps[lrn][record.id] = replace(record, state="done", mod_revision=self.bump())
         self.done_in[(lrn, record.rollout, record.id)] = self.revision
         self.say(f"{lrn} has done {record.id}")
 
-    def desired_os(self, plan: Plan) -> object:
-        return next((change.after for change in plan.changes if change.key == OS_IMAGE), None)
+    def desired_os(self, plan: Plan) -> OsImage | None:
+        change = next((change for change in plan.changes if change.key == OS_IMAGE and change.reboot), None)
+        return change.after if change and isinstance(change.after, OsImage) else None
 
-    def record(self, lrn: int, key: Key, artifact: object, version: str) -> None:
-        detail = Detail(artifact, version, "", "") if artifact else None  # type: ignore[arg-type]  # an Artifact, never Known here
+    def record(self, lrn: int, key: Key, artifact: Artifact | Known | None, version: str) -> None:
+        detail = Detail(artifact, version, "", "") if artifact and not isinstance(artifact, Known) else None
         self.recorded[lrn][key] = Installed(key, version, detail)
 
     def fail(self, lrn: int, record: StepRecord) -> None:
@@ -431,15 +492,25 @@ class Model:
             case "acquire":
                 added = self.semaphore.add(f"m{lrn}")
                 if added is None:
+                    self.hosts[lrn].doing = None
+                    status = self.fleet.statuses.get(lrn)
+                    if status and status.waiting != "slot":
+                        self.post(lrn, replace(status, waiting="slot"))
                     return False
+                host.unlocked = False
                 if added is not self.semaphore:
                     self.semaphore = added
                     self.holders[f"m{lrn}"] = Holder(f"m{lrn}", "agent", lrn, mod_revision=self.bump())
             case "release":
+                if host.drained and step.phase == "reboot":
+                    raise Broken(f"promise 5: server {lrn} gives its slot back and stays drained")
+                if host.down & {"host"} and step.phase == "reboot":
+                    raise Broken(f"promise 3: server {lrn} gives its slot back before it is healthy")
                 self.free(lrn)
             case "change" if change and key and not host.broken:
                 if change.action == "remove":
                     host.has.pop(key, None)
+                    host.down.discard(key.name)
                 elif change.after and key == OS_IMAGE and change.reboot:
                     host.staged = change.after.version
                 elif change.after:
@@ -448,13 +519,15 @@ class Model:
                     host.has[key] = change.after.version
             case "stop" if key:
                 host.down.add(key.name)
-            case "health":
+            case "hook" if not host.sick:
+                host.drained = {"before": True, "after": False}.get(step.list or "", host.drained)
+            case "health" if not host.sick:
                 host.down.discard(key.name if key else "host")
             case "reboot":
-                self.check_slot(lrn)
-                host.down.add("host")
-                self.crash(host)
-                host.boot += 1
+                if plan.reboot.strategy == "etcd-lock":
+                    self.check_slot(lrn)
+                    host.down.add("host")
+                self.power_cut(lrn)
                 return False
             case _:
                 pass
@@ -499,6 +572,10 @@ class Model:
     def power_cut(self, lrn: int) -> None:
         self.crash(self.hosts[lrn])
         self.hosts[lrn].boot += 1
+        host = self.hosts[lrn]
+        host.sentinel = False
+        if host.staged:
+            host.has[OS_IMAGE], host.staged, host.booted_by_chance = host.staged, None, True
 
     def restart(self, lrn: int) -> None:
         self.hosts[lrn].alive = True
@@ -513,6 +590,42 @@ class Model:
 
     def tick(self) -> None:
         self.clock += 600
+
+    def night(self) -> None:
+        """The window closes, or opens again."""
+        self.clock += 12 * 3600
+
+    def freeze(self, lrn: int) -> None:
+        self.hosts[lrn].frozen = not self.hosts[lrn].frozen
+
+    def thaw(self) -> None:
+        for host in self.hosts.values():
+            host.frozen = False
+
+    def falls_sick(self, lrn: int) -> None:
+        self.hosts[lrn].sick = not self.hosts[lrn].sick
+
+    def asks_for_reboot(self, lrn: int) -> None:
+        self.hosts[lrn].sentinel = True
+
+    def operator_releases(self) -> None:
+        if self.holders:
+            lrn = self.holders[min(self.holders)].lrn or 0
+            self.hosts[lrn].unlocked = True
+            self.free(lrn)
+            self.say(f"ann releases the slot of {lrn}")
+
+    def remove(self, lrn: int) -> None:
+        """For good: its keys are deleted, and an operator releases its slot."""
+        if len(self.fleet.servers) < 2 or lrn not in self.fleet.servers:
+            return
+        statuses = {other: status for other, status in self.fleet.statuses.items() if other != lrn}
+        self.fleet = replace(self.fleet, servers=self.fleet.servers - {lrn}, statuses=statuses)
+        self.steps[lrn], self.recorded[lrn] = {}, {}
+        self.hosts[lrn].unlocked = True
+        self.bump()
+        self.free(lrn)
+        self.say(f"{lrn} is removed")
 
     def stop(self) -> None:
         rollout = self.fleet.rollout
@@ -550,11 +663,14 @@ class Model:
             raise Broken(f"promise 1: {self.semaphore.holders} hold {self.semaphore.max} slots")
         if set(self.semaphore.holders) != set(self.holders):
             raise Broken("promise 1: a holder without its record")
-        rolling = [lrn for lrn, host in self.hosts.items() if host.down & {"host", "app"}]
+        gone = self.hosts.keys() - self.fleet.servers
+        rolling = [lrn for lrn, host in self.hosts.items() if host.down & {"host", "app"} and lrn not in gone]
         for lrn in rolling:
             self.check_slot(lrn)
         for lrn, recorded in self.recorded.items():
             for key, installed in recorded.items():
+                if key == OS_IMAGE and self.hosts[lrn].booted_by_chance:
+                    continue
                 step = self.hosts[lrn].doing
                 changing = step and step[0].step.subject == key
                 open_ = any(
@@ -565,8 +681,18 @@ class Model:
                         f"promise 8: server {lrn} is recorded with {installed.version} of {key}, has {self.hosts[lrn].has.get(key)}"
                     )
 
+    def check_reboot(self, lrn: int, server: Server, plan: Plan, now: Now) -> None:
+        """Promise 5: what was looked at before the reboot allowed it."""
+        if not is_open(plan.reboot.windows, plan.reboot.timezone, now.wall):
+            raise Broken(f"promise 5: server {lrn} reboots outside its window")
+        if plan.reboot.before and not self.hosts[lrn].drained:
+            raise Broken(f"promise 5: server {lrn} reboots, and is not drained")
+        held = server.lock is not None and any(holder.lrn == lrn for holder in server.lock.holders)
+        if plan.reboot.strategy == "etcd-lock" and not held:
+            raise Broken(f"promise 5: server {lrn} reboots, and had no slot when it looked")
+
     def check_slot(self, lrn: int) -> None:
-        if f"m{lrn}" not in self.holders:
+        if f"m{lrn}" not in self.holders and not self.hosts[lrn].unlocked:
             raise Broken(f"promise 1: server {lrn} is down ({self.hosts[lrn].down}) and holds no slot")
 
     def check_barrier(self, lrn: int, step: Step) -> None:
@@ -583,16 +709,16 @@ class Model:
             ready = (
                 status and status.rollout == rollout.id and (status.step >= number or status.cond == COMPLETE)
             )
-            if number > 1 and not ready and other not in rollout.out:
+            gone = other in rollout.out or other not in self.fleet.servers
+            if number > 1 and not ready and not gone:
                 raise Broken(
                     f"promise 6: server {lrn} enters {step.phase}, and {other} has not done the phase before"
                 )
         for earlier in rollout.waves[: max(0, wave - 1)]:
             for other in earlier.servers:
                 status = self.fleet.statuses.get(other)
-                if other not in rollout.out and not (
-                    status and status.rollout == rollout.id and status.cond == COMPLETE
-                ):
+                gone = other in rollout.out or other not in self.fleet.servers
+                if not gone and not (status and status.rollout == rollout.id and status.cond == COMPLETE):
                     raise Broken(f"promise 6: wave {wave} begins before server {other} is complete")
 
     def check_failed(self, lrn: int, step: Step, rollout: str) -> None:

@@ -678,6 +678,60 @@ def test_what_a_newer_rollout_has_left_of_an_older_chain_is_no_chain() -> None:
     assert moves(wanted(), server(REBOOT, older | newer, sentinel=True)) == "reboot:host:reboot"
 
 
+# --- one slot for all that takes a server down ----------------------------------------------------------------------
+
+UNWELL = records("acquire done", "change done", "health failed", chain=ROLLING, rollout=OLDER)
+"""A rolling restart of an older rollout that did not get healthy: the server holds its slot for it."""
+TRIED = {id: replace(record, mod_revision=51) for id, record in UNWELL.items()}
+
+
+HEALTHY = [
+    "acquire done",
+    "hook:before:0 done",
+    "warn done",
+    "reboot done b0",
+    "hook:after:0 done",
+    "health done",
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "lines", "rollout", "unwell", "now", "expected"),
+    [
+        ("an older reboot's way back", ["acquire done"], "2025-12-30", TRIED, INSIDE, "reboot:host:acquire"),
+        ("likewise, and nothing is unwell", ["acquire done"], "2025-12-30", {}, INSIDE, "turn back"),
+        ("a release", HEALTHY, THIS, TRIED, INSIDE, "report 7: reboot is done"),
+        ("likewise, and nothing is unwell", HEALTHY, THIS, {}, INSIDE, "reboot:host:release!"),
+        ("the window closes", ["acquire done", "hook:before:0 done", "hook:after:0 done"], THIS, TRIED, OUTSIDE, "wait: cannot turn back"),
+        ("likewise, and nothing is unwell", ["acquire done", "hook:before:0 done", "hook:after:0 done"], THIS, {}, OUTSIDE, "turn back"),
+        ("the hook still runs", ["acquire done", "hook:before:0 done"], THIS, TRIED, OUTSIDE, "reboot:host:hook:after:0!"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and ":" not in value else "",
+)  # fmt: skip
+def test_the_slot_is_kept_as_long_as_anything_of_the_server_is_down(
+    case: str, lines: list[str], rollout: str, unwell: dict[str, StepRecord], now: Now, expected: str
+) -> None:
+    desired = wanted(app("1"))
+    one = server(REBOOT, records(*lines, rollout=rollout) | unwell, had(app("1")), sentinel=True)
+    assert moves(desired, one, now).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("app_lines", "expected"),
+    [
+        (["acquire done", "change done", "health failed"], "wait: the rollout was stopped by ann"),
+        (["acquire done", "change done", "health done"], f"{ROLLING}:release!"),
+        (["acquire done", "change done", "health done", "release done"], "reboot:host:release!"),
+    ],
+)
+def test_a_stopped_rollouts_slot_goes_when_the_last_of_its_chains_is_well(
+    app_lines: list[str], expected: str
+) -> None:
+    reboot = records("acquire done", "reboot done b0", "hook:after:0 done", "health done")
+    steps = records(*app_lines, chain=ROLLING) | reboot
+    assert moves(wanted(app("1")), server(REBOOT, steps, had(app("1")), rollout=STOPPED)) == expected
+
+
 # --- what is planned again ------------------------------------------------------------------------------------------
 
 
