@@ -1,0 +1,151 @@
+"""A watch on a real etcd: what it tells, and that it goes on after cuts, frozen members, lost quorum and compaction."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.transaction import Event, delete, one, put, under
+from reconciler.store.watch import Watch, wait_for
+from tests.conftest import Etcd
+from tests.etcd_server import EtcdServer, etcdctl
+from tests.proxy import Proxy
+
+
+class Heard:
+    """What a watch has told, in order."""
+
+    def __init__(self) -> None:
+        self.events: queue.Queue[tuple[Event, int]] = queue.Queue()
+        self.compactions = 0
+
+    def __call__(self, events: tuple[Event, ...], revision: int) -> None:
+        for event in events:
+            self.events.put((event, revision))
+
+    def values(self, number: int, timeout: float = 8.0) -> list[str]:
+        """The next events' values; `-` for a deletion."""
+        found = []
+        for _ in range(number):
+            event, _ = self.events.get(timeout=timeout)
+            found.append("-" if event.deleted else event.item.value.decode())
+        return found
+
+
+def never() -> int:
+    raise AssertionError("nothing was compacted")
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    yield Heard()
+
+
+def test_it_tells_what_happens_in_its_ranges_and_nothing_else(etcd: Etcd, heard: Heard) -> None:
+    a, b, c = f"{etcd.prefix}a/1", f"{etcd.prefix}b", f"{etcd.prefix}c"
+    first = etcd.client.txn([], [put(a, "before")]).revision
+    with Watch(etcd.client, [under(f"{etcd.prefix}a/"), one(b)], first + 1, heard, never):
+        etcd.client.txn([], [put(a, "1")])
+        etcd.client.txn([], [put(c, "no")])
+        etcd.client.txn([], [put(b, "2")])
+        etcd.client.txn([], [delete(a)])
+        assert sorted(heard.values(3)) == ["-", "1", "2"]
+    assert heard.events.empty()
+
+
+def test_it_tells_the_past_from_its_start(etcd: Etcd, heard: Heard) -> None:
+    key = f"{etcd.prefix}a"
+    first = etcd.client.txn([], [put(key, "1")]).revision
+    etcd.client.txn([], [put(key, "2")])
+    with Watch(etcd.client, [one(key)], first, heard, never):
+        assert heard.values(2) == ["1", "2"]
+
+
+def test_it_resumes_after_a_cut_without_loss_and_without_telling_twice(etcd: Etcd, heard: Heard) -> None:
+    key = f"{etcd.prefix}a"
+    first = etcd.client.txn([], [put(key, "0")]).revision
+    with (
+        Proxy(etcd.server.members[0].client_port) as proxy,
+        Client(EtcdOptions((proxy.endpoint,))) as client,
+        Watch(client, [one(key)], first + 1, heard, never),
+    ):
+        for number in range(1, 6):
+            etcd.client.txn([], [put(key, str(number))])
+            if number % 2:
+                proxy.cut()
+        assert heard.values(5) == ["1", "2", "3", "4", "5"]
+        time.sleep(0.2)
+    assert heard.events.empty()
+
+
+def test_closing_ends_its_thread_at_once(etcd: Etcd, heard: Heard) -> None:
+    before = threading.active_count()
+    watch = Watch(etcd.client, [one(f"{etcd.prefix}a")], 0, heard, never)
+    time.sleep(0.1)
+    started = time.monotonic()
+    watch.close()
+    assert time.monotonic() - started < 0.5
+    end = time.monotonic() + 2
+    while threading.active_count() > before + 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not [thread for thread in threading.enumerate() if thread.name == "etcd-watch"]
+
+
+def test_it_says_where_history_is_gone_and_goes_on_from_what_was_read(
+    etcd_cluster: EtcdServer, heard: Heard
+) -> None:
+    with Client(EtcdOptions(etcd_cluster.endpoints)) as client:
+        first = client.txn([], [put("/a", "1")]).revision
+        client.txn([], [put("/a", "2")])
+        last = client.txn([], [put("/a", "3")]).revision
+        etcdctl(etcd_cluster.endpoint, "compact", str(last))
+        again = threading.Event()
+
+        def read_anew() -> int:
+            again.set()
+            return client.read([one("/a")]).revision
+
+        with Watch(client, [one("/a")], first, heard, read_anew):
+            assert again.wait(5)
+            client.txn([], [put("/a", "4")])
+            assert heard.values(1) == ["4"]
+
+
+def test_it_leaves_a_member_that_has_lost_its_quorum(etcd_cluster: EtcdServer, heard: Heard) -> None:
+    """The member is alone but alive, its connection stands: only that it has no leader shows it."""
+    members = etcd_cluster.members
+    with Client(EtcdOptions((members[0].endpoint,))) as client:
+        first = client.txn([], [put("/a", "0")]).revision
+        troubles: queue.Queue[str] = queue.Queue()
+        with Watch(client, [one("/a")], first + 1, heard, never, lambda error: troubles.put(str(error))):
+            time.sleep(0.3)
+            for member in members[1:]:
+                member.pause()
+            try:
+                assert "leader" in troubles.get(timeout=15)
+            finally:
+                for member in members[1:]:
+                    member.resume()
+            etcd_cluster.wait_until_it_serves()
+            etcdctl(members[0].endpoint, "put", "/a", "1")
+            assert heard.values(1) == ["1"]
+
+
+def test_waiting_for_a_change(etcd: Etcd) -> None:
+    key = f"{etcd.prefix}a"
+    revision = etcd.client.txn([], [put(key, "0")]).revision
+    started = time.monotonic()
+    assert not wait_for(etcd.client, [one(key)], revision, 0.2)
+    assert 0.15 < time.monotonic() - started < 2
+    threading.Timer(0.1, lambda: etcd.client.txn([], [put(key, "1")])).start()
+    assert wait_for(etcd.client, [one(key)], revision, 5)
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    started = time.monotonic()
+    assert not wait_for(etcd.client, [one(f"{key}/other")], revision, 5, stop)
+    assert time.monotonic() - started < 2
