@@ -1,0 +1,388 @@
+"""A fleet for tests: real agents as processes, each with a host root of its own, on a real etcd, following a bare git repository.
+
+What is simulated is only the reboot: `--reboot-command` is a script that changes the boot id below the host's root and kills
+the agent, and `tend` starts it again, as a boot would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from reconciler.core.artifact import Key
+from reconciler.core.state import COMPLETE, Fleet, Rollout
+from reconciler.store.administration import Administration
+from reconciler.store.view import read_fleet
+from reconciler.host.driver import Host
+from tests.conftest import Etcd
+from tests.debs import DebSpec, bare_host, build, state
+from tests.release_server import ReleaseServer
+
+ROOT = Path(__file__).parents[2]
+WITHIN = 25.0
+"""Seconds within which a fleet of a few servers must have got anywhere that a test waits for."""
+TTL = 1.0
+
+T = TypeVar("T")
+
+
+@dataclass
+class Machine:
+    """One server of the test: its directory, and its agent's process while there is one."""
+
+    lrn: int
+    directory: Path
+    machine_id: str
+    arguments: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+    stays_away: bool = False
+    """After a reboot it does not come back by itself."""
+
+    @property
+    def root(self) -> Path:
+        return self.directory / "root"
+
+    @property
+    def log(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    @property
+    def boot_file(self) -> Path:
+        return self.root / "proc/sys/kernel/random/boot_id"
+
+    @property
+    def reboots(self) -> list[tuple[float, str]]:
+        """When its reboot command was run (Unix seconds), and what that did."""
+        record = self.directory / "reboots"
+        lines = record.read_text().splitlines() if record.exists() else []
+        return [(float(line.split()[0]), line.split()[1]) for line in lines]
+
+    def new_boot(self) -> None:
+        self.boot_file.write_text(f"{uuid.uuid4()}\n")
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait for its end. What it has started lives on, as it does on a real server."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def terminate(self) -> int:
+        """SIGTERM; its exit status."""
+        if self.process is None:
+            return 0
+        self.process.terminate()
+        status = self.process.wait(20)
+        self.process = None
+        return status
+
+    def deb(self, name: str) -> str:
+        """What dpkg says of a package on it: `ii 1.0`."""
+        return state(Host(self.root), name)
+
+    def hook(self, name: str, text: str) -> None:
+        """Install a hook: a shell script of root's."""
+        path = self.root / "etc/reconciler/hooks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}\n")
+        path.chmod(0o755)
+
+
+@dataclass
+class Servers:
+    """The fleet under test."""
+
+    etcd: Etcd
+    directory: Path
+    releases: ReleaseServer
+    machines: dict[int, Machine] = field(default_factory=dict)
+    built: set[tuple[str, str]] = field(default_factory=set)
+    reboot_required: str = "/var/run/reboot-required"
+
+    def __post_init__(self) -> None:
+        _git(self.directory, "init", "--quiet", "--bare", "--initial-branch=main", str(self.repository))
+        _git(self.directory, "clone", "--quiet", str(self.repository), str(self.work))
+        self.administration = Administration(self.etcd.client, self.etcd.keys)
+
+    @property
+    def repository(self) -> Path:
+        return self.directory / "fleet.git"
+
+    @property
+    def work(self) -> Path:
+        return self.directory / "work"
+
+    # --- git --------------------------------------------------------------------------------------------------------
+
+    def push(
+        self,
+        debs: Mapping[str, str] | None = None,
+        *,
+        policy: Mapping[str, Any] | None = None,
+        groups: Sequence[Mapping[str, Any]] = (),
+        sets: Sequence[Mapping[str, Any]] = (),
+        text: str | None = None,
+        **spec: tuple[tuple[str, str], ...],
+    ) -> str:
+        """Push a revision: `debs` by name and version for every server, more `sets`; its id. Packages are built and released.
+
+        `spec` is for the packages that are built: `scripts`, `files`.
+        """
+        for name, version in (debs or {}).items():
+            self.release(name, version, **spec)
+        wanted = [self.deb(name, version) for name, version in (debs or {}).items()]
+        documents: list[Mapping[str, Any]] = [{"kind": "ArtifactSet", "debs": wanted}]
+        documents += [{"kind": "ArtifactSet", **artifacts} for artifacts in sets]
+        documents += [{"kind": "ServerGroup", **group} for group in groups]
+        if policy is not None:
+            documents.append({"kind": "RolloutPolicy", **policy})
+        place = self.work / "desired-state"
+        place.mkdir(exist_ok=True)
+        said = "\n---\n".join(json.dumps({"apiVersion": "reconciler/v1", **each}) for each in documents)
+        (place / "fleet.yaml").write_text((text if text is not None else said) + "\n")
+        _git(self.work, "add", "--all")
+        _git(self.work, "commit", "--quiet", "--allow-empty", "-m", "a revision")
+        _git(self.work, "push", "--quiet", "origin", "HEAD:main")
+        return _git(self.work, "rev-parse", "HEAD").strip()
+
+    def deb(self, name: str, version: str) -> dict[str, str]:
+        return {"name": name, "owner": "acme", "repository": name, "release": f"v{version}"}
+
+    def release(self, name: str, version: str, **spec: tuple[tuple[str, str], ...]) -> None:
+        """Build a package and put it into a release."""
+        if (name, version) not in self.built:
+            place = self.directory / "built"
+            place.mkdir(exist_ok=True)
+            file = build(DebSpec(name, version, **spec), place)
+            self.releases.add("acme", name, f"v{version}", file)
+            self.built.add((name, version))
+
+    # --- agents -----------------------------------------------------------------------------------------------------
+
+    def add(self, lrn: int, *arguments: str, machine_id: str | None = None) -> Machine:
+        """A server with nothing on it, whose agent does not run yet."""
+        machine_id = machine_id or f"{lrn:032x}"
+        directory = self.directory / f"server{lrn}{'' if lrn not in self.machines else '-again'}"
+        directory.mkdir()
+        bare_host(directory)
+        machine = Machine(lrn, directory, machine_id, arguments)
+        (machine.root / "etc/machine-id").write_text(f"{machine_id}\n")
+        (machine.root / "etc/hostname").write_text(f"boot-{lrn}\n")
+        machine.boot_file.parent.mkdir(parents=True)
+        machine.new_boot()
+        self._reboot_script(machine, new_boot=True)
+        self.machines.setdefault(lrn, machine)
+        return machine
+
+    def start(self, *servers: int | Machine) -> None:
+        """Start the agents of these servers, or of all."""
+        for server in servers or tuple(self.machines):
+            self._start(self.machines[server] if isinstance(server, int) else server)
+
+    def gather(self, number: int, *arguments: str) -> None:
+        """Add servers 0 to `number`, start their agents, and wait until all are registered."""
+        for lrn in range(number):
+            self.add(lrn, *arguments)
+        self.start()
+        self.wait_for_registered(*range(number))
+
+    def wait_for_registered(self, *servers: int) -> None:
+        self.wait("all servers are registered", lambda: self.view().servers >= set(servers))
+
+    def _start(self, machine: Machine) -> None:
+        where = machine.directory
+        argv = [sys.executable, "-m", "reconciler", "agent", "--lrn", str(machine.lrn)]
+        argv += ["--etcd", self.etcd.endpoint, "--prefix", self.etcd.prefix]
+        argv += ["--lock-prefix", self.etcd.lock_prefix, "--lease-ttl", f"{TTL:g}s"]
+        argv += ["--repo", f"file://{self.repository}", "--interval", "1h"]
+        argv += ["--host-root", str(machine.root), "--host-exec", "direct", "--state-dir", str(where / "state")]
+        argv += ["--reboot-command", str(where / "reboot"), "--alarm-after", "3s"]
+        argv += ["--reboot-required-file", self.reboot_required]
+        argv += ["--github-api", self.releases.url, "--listen", "127.0.0.1:0", "--log-format", "text"]
+        with (where / "log").open("ab") as log:
+            machine.process = subprocess.Popen(
+                [*argv, *machine.arguments],
+                cwd=ROOT,
+                env={**os.environ, **machine.environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        (where / "pid").write_text(str(machine.process.pid))
+
+    def _reboot_script(self, machine: Machine, new_boot: bool) -> None:
+        """What `systemctl reboot` is here: the boot id changes (or does not), and the agent is killed."""
+        where = machine.directory
+        script = where / "reboot"
+        boot = "cat /proc/sys/kernel/random/uuid" if new_boot else f"cat {machine.boot_file}"
+        script.write_text(
+            "#!/bin/sh\n"
+            f'echo "$(date +%s.%N) {"boots" if new_boot else "hangs"}" >> {where}/reboots\n'
+            f"id=$({boot}); echo $id > {machine.boot_file}\n"
+            f"rm -f {machine.root}{self.reboot_required}\n"
+            f"kill -9 $(cat {where}/pid)\n"
+        )
+        script.chmod(0o755)
+
+    def boots_with_the_same_id(self, lrn: int, same: bool = True) -> None:
+        """From now on server `lrn`'s reboot command ends its agent without a boot."""
+        self._reboot_script(self.machines[lrn], new_boot=not same)
+
+    def wants_reboot(self, *servers: int) -> None:
+        for lrn in servers:
+            sentinel = self.machines[lrn].root / self.reboot_required.lstrip("/")
+            sentinel.parent.mkdir(parents=True, exist_ok=True)
+            sentinel.touch()
+
+    def tend(self) -> None:
+        """Start the agents of those that have rebooted, and those that came too early, as systemd would."""
+        for machine in self.machines.values():
+            ended = machine.process is not None and machine.process.poll() is not None
+            if ended and machine.process and machine.process.returncode in (-signal.SIGKILL, 3):
+                machine.process = None
+                if not machine.stays_away:
+                    self._start(machine)
+
+    def end(self) -> None:
+        """End every agent at once."""
+        for machine in self.machines.values():
+            machine.signal(signal.SIGCONT)
+            machine.kill()
+
+    # --- what etcd says ---------------------------------------------------------------------------------------------
+
+    def view(self) -> Fleet:
+        return read_fleet(self.etcd.client, self.etcd.keys)
+
+    def recorded(self, lrn: int) -> dict[str, str]:
+        """The recorded versions of a server by subject: `deb/tool` → `v1.0`."""
+        found = self.view().recorded.get(lrn, {})
+        return {key.subject: installed.version for key, installed in found.items()}
+
+    def leader(self) -> Machine:
+        """The server whose agent leads, once there is one."""
+
+        def leads() -> Machine | None:
+            leader = self.view().leader
+            return self.machines.get(int(leader.host.removeprefix("boot-"))) if leader else None
+
+        return self.wait("a leader", leads)
+
+    def wait(self, what: str, condition: Callable[[], T], within: float = WITHIN) -> T:
+        """What `condition` says once it is true of anything."""
+        end = time.monotonic() + within
+        while True:
+            self.tend()
+            found = condition()
+            if found:
+                return found
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {within:g} s: {what}\n{self.report()}")
+            time.sleep(0.02)
+
+    def wait_for_end(self, revision: str, outcome: str = "complete", within: float = WITHIN) -> Rollout:
+        """Wait until the rollout of `revision` has its outcome."""
+
+        def ended() -> Rollout | None:
+            rollout = self.view().rollout
+            return rollout if rollout and rollout.version == revision and rollout.outcome == outcome else None
+
+        return self.wait(f"the rollout of {revision[:8]} is {outcome}", ended, within)
+
+    def wait_for_stop(self, revision: str, within: float = WITHIN) -> Rollout:
+        def stopped() -> Rollout | None:
+            rollout = self.view().rollout
+            return rollout if rollout and rollout.version == revision and rollout.stop else None
+
+        return self.wait(f"the rollout of {revision[:8]} has stopped", stopped, within)
+
+    def wait_for_phase(self, name: str, wave: int | None = None) -> None:
+        def opened() -> bool:
+            fleet = self.view()
+            phase, rollout = fleet.phase, fleet.rollout
+            here = phase and rollout and rollout.phases[phase.phase - 1] == name
+            return bool(here and phase and (wave is None or phase.wave == wave))
+
+        self.wait(f"phase {name}", opened)
+
+    def has(self, name: str, version: str, *servers: int) -> None:
+        """These servers (all, if none is named) have the package, and etcd says so."""
+        for lrn in servers or tuple(self.machines):
+            assert self.machines[lrn].deb(name) == f"ii {version}", self.machines[lrn].log
+            assert self.recorded(lrn).get(f"deb/{name}") == f"v{version}"
+
+    def has_not(self, name: str, *servers: int) -> None:
+        for lrn in servers or tuple(self.machines):
+            assert self.machines[lrn].deb(name) == ""
+            assert f"deb/{name}" not in self.recorded(lrn)
+
+    def complete(self, lrn: int) -> bool:
+        fleet = self.view()
+        status = fleet.statuses.get(lrn)
+        here = status and fleet.rollout and status.rollout == fleet.rollout.id
+        return bool(here and status and status.cond == COMPLETE)
+
+    def report(self) -> str:
+        """What a failed test wants to know: the rollout and the ends of the logs."""
+        fleet = self.view()
+        lines = [f"{fleet.rollout}", f"{fleet.phase}"]
+        lines += [f"{lrn}: {status}" for lrn, status in fleet.statuses.items()]
+        lines += [f"lock {name}: {lock}" for name, lock in fleet.locks.items()]
+        for lrn, machine in self.machines.items():
+            with contextlib.suppress(FileNotFoundError):
+                lines += [f"--- server {lrn}", *machine.log.splitlines()[-25:]]
+        return "\n".join(lines)
+
+
+def with_shell(machine: Machine) -> None:
+    """Give a bare host what maintainer scripts need: a shell, and the programs of `touch` and `sleep`."""
+    for program in ("/bin/sh", "/bin/sleep", "/usr/bin/touch"):
+        listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+        libraries = [word for word in listed.split() if word.startswith("/")]
+        for file in (program, *libraries):
+            target = machine.root / file.lstrip("/")
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, target)
+
+
+def key(subject: str) -> Key:
+    found = Key.of_subject(subject)
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def running(etcd: Etcd, directory: Path) -> Iterator[Servers]:
+    """A fleet without servers yet; at the end its agents are ended."""
+    with ReleaseServer(directory / "releases").serving() as releases:
+        servers = Servers(etcd, directory, releases)
+        try:
+            yield servers
+        finally:
+            servers.end()
+
+
+def _git(directory: Path, *words: str) -> str:
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.com"]
+    done = subprocess.run(
+        ["git", *identity, *words], cwd=directory, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 0, f"git {' '.join(words)}: {done.stderr}"
+    return done.stdout
