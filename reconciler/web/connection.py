@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -16,27 +17,34 @@ from uvicorn.server import ServerState
 
 from reconciler.web.certificates import Certificates
 
-HEAD_LIMIT = 64 << 10
-"""Bytes of a request that are not its body: request line, headers, what frames chunks, trailers."""
-REQUEST_TIME = 10.0
-"""Seconds that a client has to connect and send a whole request."""
-RESPONSE_TIME = 20.0
-"""Seconds for the answer to be made and taken."""
-KEEP_ALIVE = 5
-"""Seconds that a connection may idle between two requests."""
-CONNECTIONS = 400
-"""Connections at a time: for one more, the one that has let us wait longest is closed."""
 _PIPELINED = 16
 
 
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much, and how long, a client may make us wait: `request`, `response` and `keep_alive` in seconds.
+
+    `head`: bytes of a request that are not its body (request line, headers, what frames chunks, trailers). `request`: to
+    connect and send a whole request; `response`: for the answer to be made and taken; `keep_alive`: between two requests.
+    `connections`: at a time; for one more, the one that has let us wait longest is closed.
+    """
+
+    head: int = 64 << 10
+    request: float = 10.0
+    response: float = 20.0
+    keep_alive: int = 5
+    connections: int = 400
+
+
 class Config(uvicorn.Config):
-    """uvicorn's configuration, with the certificates that it does not know how to read again."""
+    """uvicorn's configuration, with what it does not know."""
 
     certificates: Certificates | None = None
+    limits: Limits = Limits()
 
 
 class _TooLarge(Exception):
-    """The head is larger than `HEAD_LIMIT`."""
+    """The head is larger than it may be."""
 
 
 class Connection(HttpToolsProtocol):
@@ -50,7 +58,9 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._certificates = config.certificates if isinstance(config, Config) else None
+        self._certificates, self._limits = None, Limits()
+        if isinstance(config, Config):
+            self._certificates, self._limits = config.certificates, config.limits
         self._socket: asyncio.Transport | None = None
         self._early = b""
         self._lost = False
@@ -83,8 +93,8 @@ class Connection(HttpToolsProtocol):
                 self,
                 certificates.context(),
                 server_side=True,
-                ssl_handshake_timeout=REQUEST_TIME,
-                ssl_shutdown_timeout=REQUEST_TIME,
+                ssl_handshake_timeout=self._limits.request,
+                ssl_shutdown_timeout=self._limits.request,
             )
         except OSError:  # no TLS, a wrong certificate, or gone: one of theirs
             self.connections.discard(self)
@@ -106,7 +116,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        if len(self.connections) < CONNECTIONS:
+        if len(self.connections) < self._limits.connections:
             return
         waiting = [other for other in self.connections if isinstance(other, Connection) and other.is_waiting]
         if waiting:
@@ -127,7 +137,7 @@ class Connection(HttpToolsProtocol):
 
     def is_overdue(self, now: float) -> bool:
         """Whether the client has let us wait too long, at `now` by the loop's clock."""
-        return now - self._since > (REQUEST_TIME if self.is_waiting else RESPONSE_TIME)
+        return now - self._since > (self._limits.request if self.is_waiting else self._limits.response)
 
     def hang_up(self) -> None:
         """Close at once, whatever is under way."""
@@ -145,12 +155,12 @@ class Connection(HttpToolsProtocol):
             return
         self._received += len(data)
         super().data_received(data)
-        if self._received - self._body > HEAD_LIMIT and not self.transport.is_closing():
+        if self._received - self._body > self._limits.head and not self.transport.is_closing():
             self._too_large = True
             self.send_400_response("")
 
     def on_headers_complete(self) -> None:
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > HEAD_LIMIT:
+        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self._limits.head:
             self._too_large = True
             raise _TooLarge
         if len(self.pipeline) >= _PIPELINED:

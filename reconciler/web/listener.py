@@ -23,12 +23,12 @@ from starlette.applications import Starlette
 
 from reconciler.errors import ReconcilerError, UsageError
 from reconciler.web.certificates import Certificates
-from reconciler.web.connection import KEEP_ALIVE, Config, Connection
+from reconciler.web.connection import Config, Connection, Limits
 
 log = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:]*)):(?P<port>[0-9]{1,5})")
-_PULSE = 1.0
+_PULSE = 0.5
 _START_TIME = 10.0
 _GOODBYE = 2
 # What a name means that this machine has no address for: it is there without IPv6, say.
@@ -43,13 +43,16 @@ class Listen:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     client_ca: Path | None = None
+    limits: Limits = Limits()
 
 
 class Server:
-    """A running server. `port` is where it listens; `close` ends it and waits for its thread."""
+    """A server on its address. `port` is where it listens; `close` ends it and waits for its thread."""
 
-    def __init__(self, address: str, sockets: list[socket.socket], certificates: Certificates | None) -> None:
-        self._address, self._sockets, self._certificates = address, sockets, certificates
+    def __init__(
+        self, listen: Listen, sockets: list[socket.socket], certificates: Certificates | None
+    ) -> None:
+        self._listen, self._sockets, self._certificates = listen, sockets, certificates
         self.port: int = sockets[0].getsockname()[1]
         self.only_local = all(
             ipaddress.ip_address(str(bound.getsockname()[0]).partition("%")[0]).is_loopback
@@ -71,17 +74,17 @@ class Server:
             proxy_headers=False,  # who asks is who is connected, whatever a header says
             server_header=False,
             headers=[("cache-control", "no-store"), ("x-content-type-options", "nosniff")],
-            timeout_keep_alive=KEEP_ALIVE,
+            timeout_keep_alive=self._listen.limits.keep_alive,
             timeout_graceful_shutdown=_GOODBYE,
         )
-        config.certificates = self._certificates
+        config.certificates, config.limits = self._certificates, self._listen.limits
         self._server = server = _Uvicorn(config)
         self._thread = threading.Thread(target=self._serve, args=(server,), name="http", daemon=True)
         self._thread.start()
         if not server.listens.wait(_START_TIME):
-            raise ReconcilerError(f"cannot serve HTTP on {self._address}: the server did not start")
+            raise ReconcilerError(f"cannot serve HTTP on {self._listen.address}: the server did not start")
         scheme = "https" if config.certificates else "http"
-        log.info("serves %s on %s, port %d", scheme, self._address, self.port)
+        log.info("serves %s on %s, port %d", scheme, self._listen.address, self.port)
 
     def close(self) -> None:
         """End it: requests under way get a little time, slow clients none."""
@@ -116,7 +119,7 @@ def bind(listen: Listen) -> Server:
         else None
     )
     sockets = _bound(listen.address, found["six"] or found["host"], int(found["port"]))
-    return Server(listen.address, sockets, certificates)
+    return Server(listen, sockets, certificates)
 
 
 def _bound(address: str, host: str | None, port: int) -> list[socket.socket]:

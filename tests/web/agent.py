@@ -37,6 +37,7 @@ from reconciler.core.state import (
     Wave,
 )
 from reconciler.web.app import ServeOptions, serve
+from reconciler.web.connection import Limits
 from reconciler.web.listener import Listen, Server
 from reconciler.web.webhook import Followed
 
@@ -125,11 +126,12 @@ def serving(
     webhook_secret_file: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    limits: Limits | None = None,
 ) -> Iterator[Server]:
     """An agent's server on a free port, closed at the end."""
     behind = agent or Behind()
     options = ServeOptions(
-        Listen(address, tls_cert, tls_key),
+        Listen(address, tls_cert, tls_key, limits=limits or Limits()),
         followed or Followed("https://git.example.com/ops/fleet.git"),
         token_file,
         webhook_secret_file,
@@ -216,6 +218,10 @@ class Authority:
         if client:
             context.load_cert_chain(*client)
         return context
+
+    def encrypt(self, key: Path, to: Path) -> None:
+        """The same key, with a password."""
+        self._openssl("ec", "-in", str(key), "-aes256", "-passout", "pass:secret", "-out", str(to))
 
     def _openssl(self, *words: str) -> None:
         subprocess.run(["openssl", *words], cwd=self.directory, check=True, capture_output=True, timeout=30)
