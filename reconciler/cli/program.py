@@ -195,7 +195,8 @@ def program(context: click.Context, /, **asked: Any) -> int | None:
             flags = ", ".join(f"--{name.removesuffix('_servers').replace('_', '-')}" for name in misplaced)
             raise UsageError(f"{flags}: for a pass only, not for `reconcile {context.invoked_subcommand}`")
         return None
-    from reconciler.cli.apply import Asked, one_pass
+    from reconciler.cli.apply import one_pass
+    from reconciler.cli.planning import Asked
 
     return one_pass(context.ensure_object(Call), Asked(**asked))
 

@@ -282,7 +282,8 @@ def at_most_down(plans: Sequence[Plan], slots: Mapping[str, int]) -> int:
 def _goes_down_freely(plan: Plan) -> bool:
     """Whether something in the plan is down without a slot: a reboot without the lock, a restart that is not rolling."""
     return any(
-        (change.reboot and plan.reboot.strategy == "reboot") or (change.restart and _update(change) != "rolling")
+        (change.reboot and plan.reboot.strategy == "reboot")
+        or (change.restart and _update(change) != "rolling")
         for change in plan.changes
     )
 

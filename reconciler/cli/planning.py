@@ -1,0 +1,158 @@
+"""The plans of one server or of all, as `--dry-run` shows them and a pass applies them: read once, then decide.
+
+Called by `apply`. Reads git, etcd (or a snapshot) and, for this server, the host; writes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reconciler.cli.options import Options
+from reconciler.core.advance import interrupted
+from reconciler.core.artifact import Key
+from reconciler.core.difference import difference
+from reconciler.core.lead import waves_of
+from reconciler.core.plan import Plan, make_plan
+from reconciler.core.state import Desired, Fleet, Server
+from reconciler.errors import Refused, UsageError
+
+_SNAPSHOT_LIMIT = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked of a pass."""
+
+    dry_run: bool = False
+    detailed_exitcode: bool = False
+    server: int | None = None
+    all_servers: bool = False
+    recorded: str | None = None
+    expect: str | None = None
+    yes: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """Plans, and what they were made from. `recorded` says in words where the recorded state comes from."""
+
+    desired: Desired
+    fleet: Fleet
+    plans: tuple[Plan, ...]
+    recorded: str
+
+    @property
+    def slots(self) -> dict[str, int]:
+        return {group: lock.semaphore.max for group, lock in self.fleet.locks.items()}
+
+    @property
+    def changes(self) -> int:
+        return sum(len(plan.changes) for plan in self.plans)
+
+    def document(self) -> dict[str, Any]:
+        """The plan's JSON; `digest` in it is what `--expect` names."""
+        from reconciler.wire.plan import plan_json
+
+        return plan_json(self.plans, self.desired, self.fleet.etcd_revision)
+
+
+def planned(options: Options, asked: Asked) -> Planned:
+    """Plan for the servers asked for. Raises `Refused` where the revision, the policy or a plan is not acceptable."""
+    from reconciler.cli import compose
+
+    desired = compose.desired(options)
+    fleet, recorded = _recorded(options, asked)
+    servers = _servers(options, asked, fleet)
+    return Planned(desired, fleet, plans_for(options, asked, desired, fleet, servers), recorded)
+
+
+def plans_for(
+    options: Options, asked: Asked, desired: Desired, fleet: Fleet, servers: tuple[int, ...]
+) -> tuple[Plan, ...]:
+    """A plan a server. On this server itself the host is looked at too, unless the recorded state is a snapshot."""
+    waves = {
+        lrn: number
+        for number, wave in enumerate(waves_of(desired, tuple(sorted({*fleet.servers, *servers}))), 1)
+        for lrn in wave.servers
+    }
+    plans, refusals = [], []
+    for lrn in servers:
+        here = lrn == options.lrn and asked.recorded is None and not asked.all_servers
+        try:
+            plans.append(
+                make_plan(
+                    desired,
+                    fleet.recorded.get(lrn, {}),
+                    lrn,
+                    observed=_observed(options, desired, fleet) if here else frozenset(),
+                    interrupted=_unsettled(fleet, lrn),
+                    wave=waves[lrn],
+                )
+            )
+        except Refused as refused:
+            refusals.append(refused)
+    if refusals:
+        findings = [finding for refused in refusals for finding in refused.findings]
+        raise Refused("\n".join(refused.summary for refused in refusals), findings)
+    return tuple(plans)
+
+
+def _unsettled(fleet: Fleet, lrn: int) -> frozenset[Key]:
+    """The server's artifacts whose last change was begun and did not end."""
+    return interrupted(
+        Server(lrn, "", "", rollout=fleet.rollout, steps=fleet.steps.get(lrn, {})),
+    )
+
+
+def _recorded(options: Options, asked: Asked) -> tuple[Fleet, str]:
+    """What is recorded, and where that was read, in words."""
+    from reconciler.cli import compose
+
+    if asked.recorded is not None:
+        return _snapshot(Path(asked.recorded)), f"snapshot {asked.recorded}"
+    wanted = None if asked.all_servers else _one_server(options, asked)
+    fleet = compose.fleet(options, server=wanted)
+    if fleet is None:
+        return Fleet(), f"nothing (no embedded etcd in {options.state_dir} yet)"
+    return fleet, f"etcd revision {fleet.etcd_revision}"
+
+
+def _snapshot(file: Path) -> Fleet:
+    from reconciler.wire.records import decode_snapshot
+
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_SNAPSHOT_LIMIT + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read the snapshot {file}: {error.strerror}") from None
+    if len(data) > _SNAPSHOT_LIMIT:
+        raise UsageError(f"cannot read the snapshot {file}: it is larger than {_SNAPSHOT_LIMIT >> 20} MiB")
+    recorded = decode_snapshot(data, str(file))
+    return Fleet(servers=frozenset(recorded), recorded=recorded)
+
+
+def _one_server(options: Options, asked: Asked) -> int:
+    return options.lrn if asked.server is None else asked.server
+
+
+def _servers(options: Options, asked: Asked, fleet: Fleet) -> tuple[int, ...]:
+    if not asked.all_servers:
+        return (_one_server(options, asked),)
+    if not fleet.servers:
+        where = f"in {asked.recorded}" if asked.recorded else "in etcd"
+        raise UsageError(f"cannot plan for all servers: none is registered {where}; --server N plans for one")
+    return tuple(sorted(fleet.servers))
+
+
+def _observed(options: Options, desired: Desired, fleet: Fleet) -> frozenset[Key]:
+    """What this host already has as desired, of what is not recorded so: one look a kind, and none where nothing is asked."""
+    from reconciler.cli import compose
+
+    recorded = fleet.recorded.get(options.lrn, {})
+    before = {key: installed.artifact for key, installed in recorded.items()}
+    after = desired.artifacts_of(options.lrn)
+    open_changes = difference(before, after, interrupted=_unsettled(fleet, options.lrn))
+    wanted = [after[change.key] for change in open_changes if change.key in after]
+    return compose.observed_as_desired(options, desired, wanted, fleet.pins)
