@@ -175,7 +175,13 @@ def _in_phase(plan: Plan, server: Server, rollout: Rollout, status: ServerStatus
             return _tell(
                 status, Wait(f"cannot turn back: this server is down and needs its slot ({back.reason})")
             )
-        return back or _begin(step, plan, server, status, now)
+        if back:
+            return back
+        if step.effect in ("change", "hook") and _is_unlocked(step, plan, server, records):
+            return Report(
+                _status(status, cond=ABORTED, message=f"{step.id}: the slot was released meanwhile")
+            )
+        return _begin(step, plan, server, status, now)
     if status.step == len(rollout.phases):
         return Report(_status(status, cond=COMPLETE, message="complete"))
     return Report(_status(status, step=status.step + 1, message=f"{name} is done"))
@@ -291,6 +297,12 @@ def _turn_back(
         return None
     reason = "the window has closed" if not opened else "the slot is lost"
     return _way_back(plan, chain, mine, next(iter(mine.values())).rollout, reason)
+
+
+def _is_unlocked(step: Step, plan: Plan, server: Server, records: Mapping[str, StepRecord]) -> bool:
+    """Whether an operator released the slot under which this step would take the server, which is down, further."""
+    taken = any(_effect_of(id) == "acquire" for id in _chain_records(records, _chain_of(step.id)))
+    return taken and not _holds(server) and not is_closing(step, plan)
 
 
 def _is_turning(records: Mapping[str, StepRecord]) -> bool:
@@ -440,7 +452,7 @@ def _left_open(record: StepRecord, server: Server) -> bool:
             # Only an OS image that was staged, and whose boot nobody saw, is done and not recorded.
             recorded = server.recorded.get(OS_IMAGE)
             staged = record.id == _OS_CHANGE and bool(record.target)
-            return staged and (recorded is None or recorded.version != record.target)
+            return staged and recorded is not None and recorded.version != record.target
         case "stop" if record.state == "done":
             changed = server.steps.get(
                 record.id.replace("stop:", "containers:", 1).removesuffix("stop") + "change"

@@ -104,6 +104,9 @@ def _as_found(change: Change, observed: frozenset[Key], begun: frozenset[str]) -
     """A change that the host shows as made already is only recorded; one that has begun goes its way to the end."""
     if change.key not in observed or change.action == "remove":
         return change
+    if change.key == OS_IMAGE and change.reason == "interrupted":
+        # It runs, and yet another one may be staged, which the next boot would bring.
+        return change
     if any(_subject_of(step) == change.key.subject and not step.startswith("prefetch:") for step in begun):
         return change
     return replace(change, action="record", reason="found_on_host", restart=False)

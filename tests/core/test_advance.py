@@ -524,7 +524,7 @@ ROLLING_TABLE = [
     ("acquire", "running", "acquire",  GIVE,          "acquire",  GIVE,             GIVE),
     ("acquire", "done",    "change",   GIVE,          GIVE,       GIVE,             GIVE),
     ("acquire", "failed",  "aborted",  "aborted",     "aborted",  GIVE,             GIVE),
-    ("change",  "running", "change",   "change",      "change",   "settle change",  "settle change"),
+    ("change",  "running", "change",   "change",      "aborted",  "settle change",  "settle change"),
     ("change",  "done",    "health!",  "health!",     "health!",  "health!",        "health!"),
     ("change",  "failed",  "aborted",  "aborted",     "aborted",  "health!",        "health!"),
     ("health",  "running", "health!",  "health!",     "health!",  "health!",        "health!"),
@@ -581,6 +581,18 @@ def test_a_failed_change_gives_the_slot_back_once_the_container_answers() -> Non
     ]:
         one = replace(server(CONTAINERS, records(*lines, chain=ROLLING), had(app("1"))), status=aborted)
         assert moves(wanted(app("2")), one) == expected
+
+
+@pytest.mark.parametrize(
+    ("holds", "expected"),
+    [(True, f"{ROLLING}:hook:started:0"), (False, f"report 4 aborted: {ROLLING}:hook:started:0: the slot was released meanwhile")],
+)  # fmt: skip
+def test_whose_slot_was_released_while_it_is_down_goes_no_further_but_up(holds: bool, expected: str) -> None:
+    desired = wanted(app("2", started=("unseal",)))
+    steps = records("acquire done", "change done", chain=ROLLING)
+    assert moves(desired, server(CONTAINERS, steps, had(app("2")), holds=holds)) == expected
+    steps |= records("hook:started:0 done", chain=ROLLING)
+    assert moves(desired, server(CONTAINERS, steps, had(app("2")), holds=holds)) == f"{ROLLING}:health!"
 
 
 def test_a_started_hook_is_no_closing_step() -> None:
@@ -768,7 +780,7 @@ def test_what_an_older_rollout_left_open_is_planned_again(
     [
         (OS1, "stable/2", OLDER, [OS_IMAGE]),
         (OS2, "stable/2", OLDER, []),
-        (None, "stable/2", OLDER, [OS_IMAGE]),
+        (None, "stable/2", OLDER, []),
         (OS1, "stable/2", THIS, []),
         (OS1, "", OLDER, []),
     ],

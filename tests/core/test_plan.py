@@ -135,6 +135,28 @@ def test_what_the_host_has_is_only_recorded() -> None:
     assert steps(plan) == ["containers:image/app:change"]
 
 
+def test_an_interrupted_os_is_put_in_place_again_though_it_runs() -> None:
+    """Another one may be staged, and the next boot would bring that."""
+    plan = make_plan(
+        desired(OsImage("stable", "1"), os_reboot=True),
+        recorded(OsImage("stable", "1")),
+        0,
+        observed=frozenset({OS_IMAGE}),
+        interrupted=frozenset({OS_IMAGE}),
+    )
+    assert [(change.action, change.reason, change.reboot) for change in plan.changes] == [
+        ("replace", "interrupted", True)
+    ]
+
+
+def test_an_os_whose_change_has_begun_still_says_whether_it_needs_a_boot() -> None:
+    begun = frozenset({"os-image:os-image:change"})
+    for reboot in (True, False):
+        wanted = desired(OsImage("stable", "1"), os_reboot=reboot)
+        plan = make_plan(wanted, recorded(OsImage("stable", "1")), 0, begun=begun)
+        assert [step.change and step.change.reboot for step in plan.steps_of("os-image")] == [reboot]
+
+
 def test_the_os_image_reboots_where_its_group_says_so() -> None:
     wanted, had = OsImage("stable", "2"), OsImage("stable", "1")
     for reboot in (True, False):
