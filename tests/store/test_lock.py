@@ -1,0 +1,448 @@
+"""The reboot lock on a real etcd: slots, records, the waiting line, and every fault that must not free or take one twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.semaphore import Holder, Source
+from reconciler.errors import Corrupt, Fenced, HeldBack, ReconcilerError
+from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.commit import Guard
+from reconciler.store.keys import Keys
+from reconciler.store.lock import RebootLock, Refused, Taken, read_released
+from reconciler.store.session import Session
+from reconciler.store.transaction import absent, delete, one, put, under
+from reconciler.store.view import read_locks
+from tests.conftest import Etcd
+from tests.etcd_server import etcdctl
+from tests.proxy import Proxy
+
+LATER = "2026-01-02T04:00:00.000000000Z"
+
+
+def holder(machine: str, source: Source = "agent", lrn: int | None = 1) -> Holder:
+    return Holder(machine, source, lrn, start_time=1_700_000_000, boot_id="b1", reason="reboot")
+
+
+def lock(etcd: Etcd, group: str = "default") -> RebootLock:
+    return RebootLock(etcd.client, etcd.keys, group)
+
+
+def take(etcd: Etcd, machine: str) -> Holder:
+    answer = lock(etcd).take(holder(machine))
+    assert isinstance(answer, Taken)
+    return answer.holder
+
+
+def document(etcd: Etcd, group: str = "default") -> dict[str, object]:
+    (found,) = etcd.client.read([one(etcd.keys.semaphore(group))]).items
+    decoded: dict[str, object] = json.loads(found[0].value)
+    return decoded
+
+
+class TestSlots:
+    def test_reading_writes_nothing(self, etcd: Etcd) -> None:
+        assert read_locks(etcd.client, etcd.keys)["default"].semaphore.max == 1
+        assert lock(etcd).holder_of("m1") is None
+        assert etcd.client.read([under(etcd.keys.lock)]).items == ((),)
+
+    def test_taking_and_giving_back(self, etcd: Etcd) -> None:
+        mine = take(etcd, "m1")
+        assert document(etcd) == {"semaphore": 0, "max": 1, "holders": ["m1"]}
+        again = lock(etcd).take(holder("m1"))
+        assert again == Taken(mine, again=True)
+        refused = lock(etcd).take(holder("m2"))
+        assert isinstance(refused, Refused)
+        assert "held by m1, max 1" in refused.reason
+        assert lock(etcd).release(mine)
+        assert not lock(etcd).release(mine)
+        assert document(etcd) == {"semaphore": 1, "max": 1, "holders": []}
+        assert etcd.client.read([under(etcd.keys.holders("default"))]).items == ((),)
+
+    @pytest.mark.parametrize(("source", "lrn"), [("fleetlock", 1), ("agent", 2), ("operator", None)])
+    def test_a_slot_is_its_owners_alone(self, etcd: Etcd, source: Source, lrn: int | None) -> None:
+        mine = take(etcd, "m1")
+        other = holder("m1", source, lrn)
+        refused = lock(etcd).take(other)
+        assert isinstance(refused, Refused)
+        assert not refused.waits
+        assert not lock(etcd).release(Holder("m1", source, lrn, mod_revision=mine.mod_revision))
+        assert document(etcd)["holders"] == ["m1"]
+
+    def test_a_release_that_comes_late_does_not_free_a_slot_that_was_taken_anew(self, etcd: Etcd) -> None:
+        old = take(etcd, "m1")
+        remembering = lock(etcd)
+        assert isinstance(remembering.take(holder("m1")), Taken)
+        lock(etcd).release_of("m1", "ann", "stuck", LATER)
+        new = take(etcd, "m1")
+        assert not remembering.release(old)
+        assert document(etcd)["holders"] == ["m1"]
+        assert remembering.release(new)
+
+    def test_one_that_remembers_a_slot_that_was_released_does_not_believe_it(self, etcd: Etcd) -> None:
+        remembering = lock(etcd)
+        first = remembering.take(holder("m1"))
+        assert isinstance(first, Taken)
+        lock(etcd).release_of("m1", "ann", "stuck", LATER)
+        second = remembering.take(holder("m1"))
+        assert isinstance(second, Taken)
+        assert not second.again
+        assert second.holder.mod_revision > first.holder.mod_revision
+
+    def test_a_guard_that_does_not_hold_takes_nothing(self, etcd: Etcd) -> None:
+        key = f"{etcd.prefix}phase"
+        etcd.client.txn([], [put(key, "")])
+        with pytest.raises(Fenced, match="the phase is not open"):
+            lock(etcd).take(
+                holder("m1"), guards=[Guard(absent(key), "the phase is not open")], also=[delete(key)]
+            )
+        assert etcd.client.read([under(etcd.keys.lock)]).items == ((),)
+        assert isinstance(lock(etcd).take(holder("m1"), also=[delete(key)]), Taken)
+        assert etcd.client.read([one(key)]).items == ((),)
+
+    def test_groups_are_apart(self, etcd: Etcd) -> None:
+        assert isinstance(lock(etcd, "a/b").take(holder("m1")), Taken)
+        assert isinstance(lock(etcd).take(holder("m1")), Taken)
+        assert {
+            group: found.semaphore.holders for group, found in read_locks(etcd.client, etcd.keys).items()
+        } == {
+            "a/b": ("m1",),
+            "default": ("m1",),
+        }
+
+    def test_the_maximum(self, etcd: Etcd) -> None:
+        assert lock(etcd).set_max(2) == 1
+        first, second = take(etcd, "m1"), take(etcd, "m2")
+        assert lock(etcd).set_max(1) == 2
+        assert document(etcd) == {"semaphore": -1, "max": 1, "holders": ["m1", "m2"]}
+        lock(etcd).release(first)
+        assert isinstance(lock(etcd).take(holder("m3")), Refused)
+        lock(etcd).release(second)
+        assert isinstance(lock(etcd).take(holder("m3")), Taken)
+        assert lock(etcd).set_max(0) == 1
+        assert lock(etcd).set_max(0) == 0
+        with pytest.raises(ValueError, match="0 closes it"):
+            lock(etcd).set_max(-1)
+        with pytest.raises(ValueError, match="empty machine id"):
+            lock(etcd).take(holder(""))
+
+
+class TestDocumentsOfOthers:
+    def test_locksmiths_document_is_used_and_left_in_its_form(self, etcd: Etcd) -> None:
+        key = etcd.keys.semaphore("default")
+        etcdctl(etcd.endpoint, "put", key, '{"semaphore": 9, "max": 2, "holders": ["zz"], "note": "ours"}')
+        mine = take(etcd, "aa")
+        assert document(etcd) == {"semaphore": 0, "max": 2, "holders": ["aa", "zz"], "note": "ours"}
+        lock(etcd).release(mine)
+        assert document(etcd) == {"semaphore": 1, "max": 2, "holders": ["zz"], "note": "ours"}
+        operators = lock(etcd).holder_of("zz")
+        assert operators == Holder("zz")
+        assert lock(etcd).take(Holder("zz")) == Taken(Holder("zz"), again=True)
+        assert lock(etcd).release(Holder("zz"))
+        assert document(etcd)["holders"] == []
+
+    def test_null_holders_are_none(self, etcd: Etcd) -> None:
+        etcdctl(
+            etcd.endpoint, "put", etcd.keys.semaphore("default"), '{"semaphore":1,"max":1,"holders":null}'
+        )
+        assert take(etcd, "m1")
+
+    @pytest.mark.parametrize("text", ["", "not json", "[]", '{"max":"1"}', '{"max":1,"holders":["a","a"]}'])
+    def test_what_is_no_semaphore_is_named_and_never_overwritten(self, etcd: Etcd, text: str) -> None:
+        key = etcd.keys.semaphore("default")
+        etcd.client.txn([], [put(key, text)])
+        for attempt in (
+            lambda: lock(etcd).take(holder("m1")),
+            lambda: lock(etcd).release(holder("m1")),
+            lambda: lock(etcd).release_of("m1", "ann", "why", LATER),
+            lambda: lock(etcd).set_max(2),
+        ):
+            with pytest.raises(Corrupt, match=key):
+                attempt()
+        assert etcd.client.read([one(key)]).items[0][0].value == text.encode()
+
+    def test_a_document_that_was_deleted_is_not_made_anew_while_somebody_holds(self, etcd: Etcd) -> None:
+        remembering = lock(etcd)
+        mine = remembering.take(holder("m1"))
+        assert isinstance(mine, Taken)
+        etcd.client.txn([], [delete(etcd.keys.semaphore("default"))])
+        for attempt in (
+            lambda: lock(etcd).take(holder("m2")),
+            lambda: lock(etcd).set_max(3),
+            lambda: remembering.release(mine.holder),
+        ):
+            with pytest.raises(ReconcilerError, match="is missing but there are holders' records"):
+                attempt()
+
+
+class TestOperators:
+    def test_a_release_is_noted(self, etcd: Etcd) -> None:
+        mine = take(etcd, "m1")
+        assert lock(etcd).release_of("m1", "ann", "stuck", LATER) == mine
+        assert lock(etcd).release_of("m1", "ann", "stuck", LATER) is None
+        (noted,) = read_released(etcd.client, etcd.keys)
+        assert (noted.group, noted.holder.machine_id, noted.who, noted.why) == (
+            "default",
+            "m1",
+            "ann",
+            "stuck",
+        )
+
+    def test_only_the_slot_that_was_seen(self, etcd: Etcd) -> None:
+        old = take(etcd, "m1")
+        lock(etcd).release(old)
+        take(etcd, "m1")
+        with pytest.raises(HeldBack, match="taken anew"):
+            lock(etcd).release_of("m1", "ann", "stuck", LATER, old.mod_revision)
+
+    def test_holder_and_operator_release_at_once(self, etcd: Etcd) -> None:
+        """Never freed twice, and never another's, who takes the slot in between."""
+        for _ in range(20):
+            mine = take(etcd, "m1")
+            freed: list[bool] = []
+            threads = [
+                threading.Thread(
+                    target=lambda mine=mine, freed=freed: freed.append(lock(etcd).release(mine))
+                ),
+                threading.Thread(
+                    target=lambda freed=freed: freed.append(
+                        lock(etcd).release_of("m1", "ann", "x", LATER) is not None
+                    )
+                ),
+            ]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(freed) == [False, True]
+            other = take(etcd, "m2")
+            assert not lock(etcd).release(mine)
+            assert lock(etcd).release(other)
+
+
+class TestLine:
+    def test_who_does_not_wait_is_refused_while_somebody_does(self, etcd: Etcd) -> None:
+        mine = take(etcd, "m1")
+        with Session(etcd.client, 30) as session:
+            waiting = lock(etcd)
+            waiter = waiting.enqueue(session, holder("m2"))
+            assert waiting.enqueue(session, holder("m2")) == waiter
+            remembering = lock(etcd)
+            assert isinstance(remembering.take(holder("m3")), Refused)
+            lock(etcd).release(mine)
+            refused = remembering.take(holder("m3"))
+            assert isinstance(refused, Refused)
+            assert "others wait" in refused.reason
+            assert isinstance(waiting.take(holder("m2"), waiter), Taken)
+            assert read_locks(etcd.client, etcd.keys)["default"].waiters == ()
+
+    def test_a_remembered_empty_line_is_not_believed(self, etcd: Etcd) -> None:
+        remembering = lock(etcd)
+        mine = remembering.take(holder("m1"))
+        assert isinstance(mine, Taken)
+        with Session(etcd.client, 30) as session:
+            lock(etcd).enqueue(session, holder("m2"))
+            assert remembering.release(mine.holder)
+            assert isinstance(remembering.take(holder("m1")), Refused)
+
+    def test_the_order_is_that_of_asking(self, etcd: Etcd) -> None:
+        mine = take(etcd, "m0")
+        order: list[str] = []
+
+        def wait(machine: str) -> None:
+            with etcd.new_client() as client:
+                own = RebootLock(client, etcd.keys)
+                answer = own.acquire(holder(machine), wait=20)
+                assert isinstance(answer, Taken)
+                order.append(machine)
+                own.release(answer.holder)
+
+        threads = []
+        for number in range(1, 7):
+            threads.append(threading.Thread(target=wait, args=(f"m{number}",)))
+            threads[-1].start()
+            line(etcd, number)
+        lock(etcd).release(mine)
+        for thread in threads:
+            thread.join(20)
+        assert order == [f"m{number}" for number in range(1, 7)]
+
+    def test_time_up_leaves_the_line(self, etcd: Etcd) -> None:
+        take(etcd, "m1")
+        started = time.monotonic()
+        assert isinstance(lock(etcd).acquire(holder("m2"), wait=0.3), Refused)
+        assert time.monotonic() - started < 3
+        line(etcd, 0)
+
+    def test_more_slots_let_more_in(self, etcd: Etcd) -> None:
+        take(etcd, "m0")
+        taken: list[str] = []
+
+        def wait(machine: str) -> None:
+            with etcd.new_client() as client:
+                if isinstance(RebootLock(client, etcd.keys).acquire(holder(machine), wait=20), Taken):
+                    taken.append(machine)
+
+        threads = [threading.Thread(target=wait, args=(f"m{number}",)) for number in (1, 2, 3)]
+        for thread in threads:
+            thread.start()
+        line(etcd, 3)
+        lock(etcd).set_max(4)
+        for thread in threads:
+            thread.join(20)
+        assert sorted(taken) == ["m1", "m2", "m3"]
+
+    def test_a_place_that_is_lost_takes_nothing(self, etcd: Etcd) -> None:
+        mine = take(etcd, "m1")
+        with Session(etcd.client, 30) as session:
+            waiting = lock(etcd)
+            waiter = waiting.enqueue(session, holder("m2"))
+            etcd.client.revoke(session.lease)
+            lock(etcd).release(mine)
+            with pytest.raises(Fenced, match="place in the line is lost"):
+                waiting.take(holder("m2"), waiter)
+        assert document(etcd)["holders"] == []
+
+    def test_a_stop_ends_the_waiting(self, etcd: Etcd) -> None:
+        take(etcd, "m1")
+        stop = threading.Event()
+        threading.Timer(0.2, stop.set).start()
+        started = time.monotonic()
+        assert isinstance(lock(etcd).acquire(holder("m2"), wait=20, stop=stop), Refused)
+        assert time.monotonic() - started < 3
+
+
+def line(etcd: Etcd, number: int) -> None:
+    """Wait until so many stand in line."""
+    end = time.monotonic() + 10
+    while len(read_locks(etcd.client, etcd.keys)["default"].waiters) != number:
+        if time.monotonic() > end:
+            raise AssertionError(f"not {number} in the line")
+        time.sleep(0.01)
+
+
+WORKER = """
+import sys, time
+from reconciler.core.semaphore import Holder
+from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.keys import Keys
+from reconciler.store.lock import RebootLock, Taken
+endpoint, prefix, lock_prefix, machine, wait, hold = sys.argv[1:]
+with Client(EtcdOptions((endpoint,))) as client:
+    lock = RebootLock(client, Keys(prefix, lock_prefix))
+    answer = lock.acquire(Holder(machine, "agent", 1), wait=float(wait))
+    print("taken" if isinstance(answer, Taken) else "refused", flush=True)
+    time.sleep(float(hold))
+"""
+
+
+def worker(etcd: Etcd, machine: str, wait: float, hold: float = 0) -> subprocess.Popen[str]:
+    """A process of its own that takes a slot and keeps it."""
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            WORKER,
+            etcd.endpoint,
+            etcd.prefix,
+            etcd.lock_prefix,
+            machine,
+            str(wait),
+            str(hold),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=60)
+    return output.strip()
+
+
+class TestProcesses:
+    def test_twenty_at_once_on_twenty_slots(self, etcd: Etcd) -> None:
+        lock(etcd).set_max(20)
+        processes = [worker(etcd, f"m{number:02}", wait=30) for number in range(20)]
+        assert [said(process) for process in processes] == ["taken"] * 20
+        assert document(etcd)["holders"] == [f"m{number:02}" for number in range(20)]
+
+    def test_one_that_is_killed_while_holding_keeps_its_slot(self, etcd: Etcd) -> None:
+        held = worker(etcd, "m1", wait=0, hold=60)
+        assert held.stdout is not None
+        assert held.stdout.readline() == "taken\n"
+        os.kill(held.pid, signal.SIGKILL)
+        held.communicate()
+        assert isinstance(lock(etcd).take(holder("m2")), Refused)
+        assert lock(etcd).take(holder("m1")) == Taken(lock(etcd).holder_of("m1") or holder(""), again=True)
+
+    def test_one_that_is_killed_while_waiting_leaves_the_line(self, etcd: Etcd) -> None:
+        mine = take(etcd, "m1")
+        dead = worker(etcd, "m2", wait=60)
+        line(etcd, 1)
+        waiting = worker(etcd, "m3", wait=60)
+        line(etcd, 2)
+        os.kill(dead.pid, signal.SIGKILL)
+        dead.communicate()
+        (first, _) = read_locks(etcd.client, etcd.keys)["default"].waiters
+        etcd.client.revoke(int(first.key.rsplit("/", 1)[1], 16))  # its lease, as its end would
+        lock(etcd).release(mine)
+        assert said(waiting) == "taken"
+
+
+def test_many_threads_on_one_slot_are_never_two(etcd: Etcd) -> None:
+    """Each revision of the document is looked at afterwards: never more holders than slots."""
+    first = etcd.client.txn([], [put(etcd.keys.semaphore("default"), '{"semaphore":1,"max":1,"holders":[]}')])
+    inside: list[str] = []
+    worst: list[int] = []
+
+    def cycle(machine: str) -> None:
+        with etcd.new_client() as client:
+            own = RebootLock(client, etcd.keys)
+            for _ in range(5):
+                answer = own.acquire(holder(machine), wait=30)
+                assert isinstance(answer, Taken)
+                inside.append(machine)
+                worst.append(len(inside))
+                inside.remove(machine)
+                assert own.release(answer.holder)
+
+    threads = [threading.Thread(target=cycle, args=(f"m{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert (len(worst), max(worst)) == (40, 1)
+    last = etcd.client.read([one(etcd.keys.semaphore("default"))]).revision
+    for revision in range(first.revision, last + 1):
+        (found,) = etcd.client.read([one(etcd.keys.semaphore("default"))], revision).items
+        assert len(json.loads(found[0].value)["holders"]) <= 1
+
+
+def test_answers_that_are_lost_take_and_free_once(etcd: Etcd) -> None:
+    with (
+        Proxy(etcd.server.members[0].client_port) as proxy,
+        Client(EtcdOptions((proxy.endpoint,)), timeout=1) as client,
+    ):
+        own = RebootLock(client, Keys(etcd.prefix, etcd.lock_prefix))
+        for _ in range(3):
+            own.holder_of("m1")
+            proxy.lose_replies = True
+            threading.Timer(0.5, lambda: setattr(proxy, "lose_replies", False)).start()
+            taken = own.take(holder("m1"))
+            assert isinstance(taken, Taken)
+            assert document(etcd)["holders"] == ["m1"]
+            proxy.lose_replies = True
+            threading.Timer(0.5, lambda: setattr(proxy, "lose_replies", False)).start()
+            assert own.release(taken.holder)
+            assert document(etcd) == {"semaphore": 1, "max": 1, "holders": []}
