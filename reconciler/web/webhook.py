@@ -10,11 +10,14 @@ import asyncio
 import hashlib
 import hmac
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+log = logging.getLogger(__name__)
 
 GITHUB_SIGNATURE = "x-hub-signature-256"
 GITEA_SIGNATURE = "x-gitea-signature"
@@ -159,12 +162,14 @@ class Deliveries:
         self._ring = ring
         self._timer: asyncio.TimerHandle | None = None
         self._first = 0.0
+        self._count = 0
         self._last: float | None = None
 
     def note(self) -> None:
         """One more delivery came."""
         loop = asyncio.get_running_loop()
         now = loop.time()
+        self._count += 1
         if self._timer is None:
             self._first = now
         else:
@@ -172,6 +177,7 @@ class Deliveries:
         self._timer = loop.call_at(ring_at(now, self._first, self._last), self._over)
 
     def _over(self) -> None:
-        self._timer = None
+        log.info("fetches for %d webhook%s", self._count, "s" if self._count > 1 else "")
+        self._timer, self._count = None, 0
         self._last = asyncio.get_running_loop().time()
         self._ring()
