@@ -89,6 +89,9 @@ class Conductor:
             self._on_lead(True)
         writes = self._leading.writes(leader)
         fleet = self._leading.fleet()
+        if fleet.neco_at_work:
+            # Its updater stands in the same line, and could not lead while this one does.
+            self._leading.leave()
         now = Now(self._wall(), time.monotonic())
         desired = self._follower.state.newest
         self._publisher.update(
@@ -96,10 +99,10 @@ class Conductor:
         )
         self._seen = watch(self._seen, fleet, now)
         self._alarms(fleet, now)
-        if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
-            writes.note_revision(fleet.noted, desired.revision.id)
         order = lead(desired, fleet, self._seen, now)
         try:
+            if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
+                writes.note_revision(fleet.noted, desired.revision.id)
             return self._give(order, writes, desired, fleet)
         except Fenced as error:
             # Something has changed since the look: the next one shows what, and who leads.

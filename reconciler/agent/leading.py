@@ -25,11 +25,15 @@ class Leading:
         self._candidate: Candidate | None = None
         self._mutex = threading.Lock()
         self._under_way = False
+        self._resigned = False
 
     def leads(self) -> Leader | None:
-        """This server's own place if it is first in the line; None if another one leads. Joins the line if it is not in it."""
+        """This server's own place if it is first in the line; None if another one leads.
+
+        Joins the line if it is not in it, unless it has resigned, or Neco is at work: its updater stands in the same one.
+        """
         candidate = self._standing()
-        return candidate.leads()
+        return candidate.leads() if candidate is not None else None
 
     def writes(self, leader: Leader) -> LeaderWrites:
         return LeaderWrites(self._client, self._keys, leader)
@@ -48,21 +52,33 @@ class Leading:
         """Seconds until this candidate counts itself out; None without a lease."""
         return self._session.remaining if self._session is not None else None
 
-    def resign(self) -> None:
+    def leave(self) -> None:
         """Leave the line at once: the next one leads without waiting for a lease to end."""
         with self._mutex:
             session, self._session, self._candidate = self._session, None, None
         if session is not None:
             session.close()
 
-    def _standing(self) -> Candidate:
+    def resign(self) -> None:
+        """Leave the line for good: a pass that is under way does not join it again."""
+        self._resigned = True
+        self.leave()
+
+    def _standing(self) -> Candidate | None:
         with self._mutex:
+            if self._resigned:
+                return None
             if self._candidate is None or self._session is None or not self._session.alive:
+                self._candidate = None
                 if self._session is not None:
                     self._session.close()
+                    self._session = None
+                if read_fleet(self._client, self._keys, recorded=False, steps=False).neco_at_work:
+                    return None
                 self._session = Session(self._client, self._ttl, self._lost)
-                self._candidate = Candidate(self._client, self._keys, self._session, self._host)
-                self._candidate.campaign()
+                candidate = Candidate(self._client, self._keys, self._session, self._host)
+                candidate.campaign()
+                self._candidate = candidate
             return self._candidate
 
     def _lost(self, reason: str) -> None:

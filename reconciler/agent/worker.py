@@ -63,21 +63,25 @@ class Worker:
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
         self._publisher, self._wall = publisher, wall
         self._found: tuple[str, frozenset[Key]] | None = None
+        self._neco_seen: str | None = None
 
     def work(self) -> float:
         """Make moves until there is nothing to do; the seconds after which to look again. Raises `ReconcilerError`."""
         while not self._hands.ending.is_set():
             self._publisher.beat(_LOOP, 3 * IDLE)
             with self._publisher.timing(_LOOP):
-                self._writing.ensure()
-                server = self._read()
-                pause = self._once(server)
+                pause = self._once()
             if pause is not None:
                 return pause
         return 0.0
 
-    def _once(self, server: Server) -> float | None:
+    def _once(self) -> float | None:
         """One move. The seconds to wait, or None to look again at once."""
+        server = self._read()
+        if self._stands_back(server):
+            return IDLE
+        if self._writing.ensure():
+            server = self._read()
         desired = self._desired(server)
         if desired is None:
             return IDLE
@@ -99,6 +103,18 @@ class Worker:
             log.info("%s", error, extra={"server": server.lrn})
             self._hands.ending.wait(0.05 * random.random())  # noqa: S311 (jitter is no secret)
             return None
+
+    def _stands_back(self, server: Server) -> bool:
+        """Where Neco's own programs are at work nothing is written, not even that this agent is there."""
+        neco = server.neco_at_work
+        if neco != self._neco_seen:
+            if neco:
+                log.warning(
+                    "a Neco updater or worker is at work (%s): nothing is written; stop it, then `reconcile adopt`",
+                    neco,
+                )
+            self._neco_seen = neco
+        return neco is not None
 
     def _act(self, move: Move, plan: Plan, server: Server) -> float | None:
         match move:

@@ -60,10 +60,13 @@ class Writing:
         self._writes: AgentWrites | None = None
         self._waiting: tuple[str, Waiter, threading.Event] | None = None
 
-    def ensure(self) -> None:
-        """Have a lease, this server's number, and be its only agent. Raises `HeldBack` where another one is, or it was removed."""
+    def ensure(self) -> bool:
+        """Have a lease, this server's number, and be its only agent; whether that had to be written.
+
+        Raises `HeldBack` where another agent is there, or the server was removed.
+        """
         if self._writes is not None and self._session is not None and self._session.alive:
-            return
+            return False
         self.close()
         machine: Machine = register(self._client, self._keys, self._identity.lrn, self._identity.machine_id)
         session = Session(self._client, AGENT_TTL, lambda reason: self._lost(reason))
@@ -83,6 +86,7 @@ class Writing:
                 f"server {who.lrn} has another agent, on {found.agent.host}: this one waits until that one has ended"
             )
         self._session, self._writes = session, AgentWrites(self._client, self._keys, found, machine)
+        return True
 
     def close(self) -> None:
         """Give the lease back, and with it the place in any line."""

@@ -88,6 +88,11 @@ class Machine:
         if self.process is None:
             return 0
         self.process.terminate()
+        return self.wait_until_ended()
+
+    def wait_until_ended(self) -> int:
+        """Its exit status."""
+        assert self.process is not None
         status = self.process.wait(20)
         self.process = None
         return status
@@ -95,6 +100,31 @@ class Machine:
     def deb(self, name: str) -> str:
         """What dpkg says of a package on it: `ii 1.0`."""
         return state(Host(self.root), name)
+
+    @property
+    def gate(self) -> Path:
+        return self.directory / "gate"
+
+    def hold_dpkg(self) -> None:
+        """From the agent's next start on, a dpkg that changes something waits until `let_dpkg_go`."""
+        programs = self.directory / "bin"
+        programs.mkdir(exist_ok=True)
+        (programs / "dpkg").write_text(
+            "#!/bin/sh\n"
+            f'case "$*" in *--install*|*--unpack*|*--remove*) touch {self.directory}/in-dpkg;'
+            f" while [ -e {self.gate} ]; do sleep 0.02; done;; esac\n"
+            f'exec {shutil.which("dpkg")} "$@"\n'
+        )
+        (programs / "dpkg").chmod(0o755)
+        self.gate.touch()
+        self.environment = {"PATH": f"{programs}:{os.environ['PATH']}"}
+
+    @property
+    def in_dpkg(self) -> bool:
+        return (self.directory / "in-dpkg").exists()
+
+    def let_dpkg_go(self) -> None:
+        self.gate.unlink()
 
     def hook(self, name: str, text: str) -> None:
         """Install a hook: a shell script of root's."""
@@ -262,6 +292,7 @@ class Servers:
     def end(self) -> None:
         """End every agent at once."""
         for machine in self.machines.values():
+            machine.gate.unlink(missing_ok=True)
             machine.signal(signal.SIGCONT)
             machine.kill()
 
