@@ -52,6 +52,12 @@ class Follower:
     def source(self) -> Source:
         return self._source
 
+    def take(self, desired: Desired) -> None:
+        """Follow this one revision, which the caller has checked."""
+        with self._mutex:
+            self._read[desired.revision.id] = desired
+            self.state = Following(newest=desired, fetched=time.monotonic())
+
     def look(self) -> bool:
         """Fetch, and take the newest revision if it is good. Whether what is in force has changed. Raises nothing of ours."""
         with self._mutex:

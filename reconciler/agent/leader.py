@@ -64,6 +64,11 @@ class Conductor:
         self._token = 0
         self._told: dict[str, str] = {}
 
+    @property
+    def problem(self) -> str | None:
+        """Why a rollout could not be opened; None where nothing speaks against it."""
+        return self._told.get("open")
+
     def conduct(self) -> float:
         """Look, and give orders until there is nothing to order; the seconds after which to look again."""
         while True:

@@ -32,7 +32,7 @@ from reconciler.core.advance import (
 from reconciler.core.artifact import Artifact, Key, Known
 from reconciler.core.plan import Plan, make_plan
 from reconciler.core.state import ABORTED, Desired, Now, Rollout, Server, ServerStatus
-from reconciler.errors import Fenced, Refused
+from reconciler.errors import Fenced, HeldBack, Refused
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ class Worker:
         drift_interval: Callable[[], float] = lambda: 600.0,
         tell: Callable[[Event], None] = lambda event: None,
         wall: Callable[[], float] = time.time,
+        may_reboot: bool = True,
     ) -> None:
+        self._may_reboot = may_reboot
         self._drift_interval, self._tell = drift_interval, tell
         self._drift_checked: float | None = None
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
@@ -124,6 +126,11 @@ class Worker:
                 return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
             case Report(status):
                 return self._report(status, server)
+            case Perform(step) if step.phase == "reboot" and not self._may_reboot:
+                raise HeldBack(
+                    f"server {server.lrn} has to reboot for this revision, and that is its agent's to do: "
+                    "start `reconcile agent`, and it goes on from here"
+                )
             case Perform():
                 outcome = self._perform(move, plan, server)
                 if isinstance(outcome, LeftOff) and outcome.queued:

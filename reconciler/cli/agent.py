@@ -35,12 +35,12 @@ def agent(call: Call, no_lead: bool) -> int:
     """
     options = call.options
     must_be_given(options)
-    _set_up_log(options)
+    set_up_log(options)
     with _etcd(options) as client:
         return _run(options, client, no_lead)
 
 
-def _set_up_log(options: Options) -> None:
+def set_up_log(options: Options) -> None:
     from reconciler.ground.telemetry import set_up
 
     form = options.log_format or ("text" if sys.stderr.isatty() else "json")

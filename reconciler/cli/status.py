@@ -62,8 +62,20 @@ def _desired(options: Options) -> Desired | None:
 
 
 def _without_revision(found: Status) -> tuple[object, ...]:
-    locks = [(lock.group, lock.max, tuple(holder.record for holder in lock.holders), lock.waiters) for lock in found.locks]
-    return (found.leader, found.state, found.message, found.phase, found.servers, found.pause, found.noted, *locks)
+    locks = [
+        (lock.group, lock.max, tuple(holder.record for holder in lock.holders), lock.waiters)
+        for lock in found.locks
+    ]
+    return (
+        found.leader,
+        found.state,
+        found.message,
+        found.phase,
+        found.servers,
+        found.pause,
+        found.noted,
+        *locks,
+    )
 
 
 def _show(options: Options, found: Status, *, again: bool = False) -> None:

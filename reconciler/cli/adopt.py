@@ -1,0 +1,127 @@
+"""`reconcile adopt`: take over what a stopped Neco, or a person, installed: show it, ask, record it, enter it in the ledger."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from reconciler.cli import compose
+from reconciler.cli.options import Options
+from reconciler.cli.program import Call, Verb
+from reconciler.core.artifact import Artifact, Key
+from reconciler.core.state import Detail, Fleet, Installed
+from reconciler.errors import HeldBack, UsageError
+
+
+@click.command("adopt", cls=Verb)
+@click.option("--yes", is_flag=True, help="Take over without asking.")
+@click.pass_obj
+def adopt(call: Call, yes: bool) -> int:
+    """Take over this server: what is recorded of it, or desired, and is really there becomes ours, to upgrade and to remove.
+
+    Stop every Neco process first. What Neco left under `status/` is archived in the history. Run it on each host.
+    """
+    options = call.options
+    desired = compose.desired(options)
+    with compose.store_to_write(options) as store:
+        fleet = store.fleet_of_one(options.lrn)
+        _refuse_if_at_work(options, fleet)
+        found = _owned(options, fleet)
+        _show(options, fleet, found)
+        neco = fleet.rollout is not None and fleet.rollout.plan_format is None
+        if not found and not neco:
+            return 0
+        if not yes:
+            if not sys.stdin.isatty():
+                raise UsageError(
+                    "cannot ask whether to take this over: standard input is no terminal; give --yes"
+                )
+            if not click.confirm("Take it over?", default=False):
+                click.echo("Nothing was changed.", err=True)
+                return 0
+        from reconciler.cli.parts import host
+        from reconciler.core.lead import timestamp
+        from reconciler.host.ledger import Entry, Ledger
+        from reconciler.store.serving import Found
+
+        at = timestamp(time.time())
+        archived = store.administration.adopt_status(at) if neco else None
+        ledger = Ledger.open(host(options))
+        for artifact, said in found.values():
+            detail = Detail(artifact, said, desired.revision.id, at)
+            installed = Installed(artifact.key, artifact.version, detail)
+            store.administration.adopt_installed(options.lrn, Found((installed,)))
+            if not ledger.has(artifact.key):
+                ledger.put(
+                    Entry(
+                        artifact,
+                        said,
+                        said.split()[0] if said.startswith("sha256:") else "",
+                        origin="adopted",
+                    )
+                )
+    if options.output != "json":
+        click.echo(
+            f"Server {options.lrn}: {len(found)} artifacts are ours"
+            + (f"; Neco's update of {archived.version} is in the history" if archived else "")
+            + "."
+        )
+    return 0
+
+
+def _refuse_if_at_work(options: Options, fleet: Fleet) -> None:
+    worker = fleet.neco_at_work
+    if worker is not None and worker != "" and "leader/worker" in worker:
+        raise HeldBack(
+            f"cannot take over: a Neco worker is at work ({worker}); stop neco-updater and neco-worker everywhere"
+        )
+    running = next((agent for agent in fleet.agents if agent.lrn == options.lrn), None)
+    if running is not None:
+        raise HeldBack(
+            f"cannot take over server {options.lrn}: its agent runs on {running.host}; stop it first"
+        )
+
+
+def _owned(options: Options, fleet: Fleet) -> dict[Key, tuple[Artifact, str]]:
+    """What is desired, recorded in that version (or not at all), and found on the host: as it is desired, and as it is found."""
+    from reconciler.cli.parts import host, server_parts
+
+    desired = compose.desired(options)
+    group = desired.group_of(options.lrn)
+    hands = server_parts(options, host(options), lambda: group).hands
+    recorded = fleet.recorded.get(options.lrn, {})
+    wanted = {
+        key: artifact
+        for key, artifact in desired.artifacts_of(options.lrn).items()
+        if key not in recorded or (recorded[key].detail is None and recorded[key].version == artifact.version)
+    }
+    there = hands.look(wanted.values())
+    return {
+        key: (artifact, there[key])
+        for key, artifact in wanted.items()
+        if key in there and (key in recorded or _says(there[key], artifact))
+    }
+
+
+def _says(found: str, artifact: Artifact) -> bool:
+    """Whether what the host says is the desired version: nothing is recorded that could vouch for it."""
+    return found.split()[0] in (artifact.version, artifact.version.removeprefix("v"))
+
+
+def _show(options: Options, fleet: Fleet, found: dict[Key, tuple[Artifact, str]]) -> None:
+    if options.output == "json":
+        compose.print_json(
+            [
+                {"kind": key.kind, "name": key.name, "version": artifact.version, "found": said}
+                for key, (artifact, said) in sorted(found.items())
+            ]
+        )
+        return
+    for key, (artifact, said) in sorted(found.items()):
+        click.echo(f" = {key.subject:<28} {artifact.version:<20} found {said}")
+    if not found:
+        click.echo(f"Server {options.lrn}: nothing to take over.")
+    if fleet.rollout is not None and fleet.rollout.plan_format is None:
+        click.echo(f"Neco's update of {fleet.rollout.version} is archived, and status/ is deleted.")
