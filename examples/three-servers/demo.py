@@ -250,7 +250,7 @@ def _agent(server: Server, fleet: Fleet, github: str) -> Iterator[None]:
         "--state-dir",
         str(server.directory / "state"),
     ]
-    argv += ["--policy", str(server.policy), "--github-api", github]
+    argv += ["--github-api", github]
     argv += [
         "--listen",
         f"127.0.0.1:{free_port()}",
@@ -271,13 +271,25 @@ def _agent(server: Server, fleet: Fleet, github: str) -> Iterator[None]:
 # --- the story --------------------------------------------------------------------------------------------------------
 
 
+def wait_for_agents(fleet: Fleet) -> None:
+    """Until each agent has registered its server in etcd."""
+    deadline = time.monotonic() + 20
+    while True:
+        servers = fleet.status().get("servers")
+        if isinstance(servers, list) and len(servers) == len(fleet.servers):
+            return
+        if time.monotonic() > deadline:
+            raise DemoFailed("not every agent has registered its server within 20 s")
+        time.sleep(0.2)
+
+
 def wait_for_rollout(fleet: Fleet, revision: str) -> None:
     """Show what the fleet does until every server is at `revision`."""
     began, last = time.monotonic(), ""
     while True:
         status = fleet.status()
         rollout = status.get("rollout")
-        opened = isinstance(rollout, dict) and rollout.get("version") == revision
+        opened = isinstance(rollout, dict) and rollout.get("revision") == revision
         message = (
             f"{status.get('state')}: {status.get('message')}"
             if opened
@@ -335,6 +347,7 @@ def show_refusal(fleet: Fleet, revision: str) -> None:
 def story(directory: Path) -> None:
     chapter("Three servers, with nothing on them")
     with fleet(directory) as made:
+        wait_for_agents(made)
         chapter("1. A desired state: packages" + (" and images" if made.images else ""))
         made.write("1-first")
         made.command(
@@ -344,8 +357,10 @@ def story(directory: Path) -> None:
             *sorted(str(p.relative_to(made.work_tree)) for p in made.work_tree.glob("*/*.yaml")),
         )
         made.command("reconcile", "validate", "desired-state")
-        revision = push(made, "Three packages and two images")
-        made.command("reconcile", "--dry-run", "--all")
+        revision = made.commit("What the servers start with")
+        made.command("reconcile", "--repo", ".", "--dry-run", "--all")
+        say("\nNothing has happened yet. The push starts it:")
+        made.command("git", "push", "--quiet", "origin", "HEAD:main")
         say(
             "\nServer 0 goes first, then the other two; nobody enters a phase before its wave is through the last one:"
         )

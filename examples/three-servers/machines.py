@@ -164,15 +164,11 @@ class Server:
         """Put the host's policy and hooks in place: root's own, and no part of the desired state."""
         place = self.root / "etc" / "reconciler"
         (place / "hooks").mkdir(parents=True)
-        self.policy.write_text(policy)
+        (place / "policy.yaml").write_text(policy)
         for name, text in hooks.items():
             hook = place / "hooks" / name
             hook.write_text(text)
             hook.chmod(0o755)
-
-    @property
-    def policy(self) -> Path:
-        return self.root / "etc" / "reconciler" / "policy.yaml"
 
     def packages(self) -> str:
         """`name version` of all that dpkg has installed here."""
