@@ -211,7 +211,7 @@ def is_closing(step: Step, plan: Plan) -> bool:
     """Whether `step` brings a server back up: `after` hooks, and health and release where a slot or a reboot came before."""
     if step.effect == "release" or (step.effect == "hook" and step.list == "after"):
         return True
-    if step.effect != "health" or step.phase == "verify":
+    if step.effect != "health":
         return False
     taken = {other.effect for other in plan.steps if _chain_of(other.id) == _chain_of(step.id)}
     return bool(taken & {"acquire", "reboot"})

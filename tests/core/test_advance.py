@@ -167,6 +167,7 @@ STOPPED = replace(ROLLOUT, stop=True, stopped_by="ann")
         ("a status of an older one", replace(GOING, status=ServerStatus("a", OLDER, 7, COMPLETE)), "report 1: entered the rollout"),
         ("its phase is open", GOING, "debs:deb/a:change"),
         ("ahead of the others", replace(GOING, phase=OpenPhase(THIS, 0, 1)), "wait: waiting for the other servers before debs"),
+        ("done with what is open", replace(GOING, status=ServerStatus("b", THIS, STOP)), "wait: waiting for the other servers before stop"),
         ("another wave's turn", replace(GOING, rollout=replace(ROLLOUT, waves=(Wave((1,)), Wave((0,))))), "wait: waiting for the other servers before debs"),
         ("prefetch is for every wave", replace(server(PREFETCH, recorded=had(OLD_DEB)), rollout=replace(ROLLOUT, waves=(Wave((1,)), Wave((0,))))), "fetch a"),
         ("complete", replace(GOING, status=ServerStatus("b", THIS, 7, COMPLETE)), "wait: this server is complete"),
@@ -684,7 +685,7 @@ def test_a_server_that_did_not_come_back_well_reboots_in_the_next_rollout_with_t
 
 def test_what_a_newer_rollout_has_left_of_an_older_chain_is_no_chain() -> None:
     """The ids are the same in each rollout, so a newer one writes over an older one's records, one by one."""
-    older = records("hook:before:1 done", "reboot done", "health failed", rollout=OLDER)
+    older = records("hook:before:1 done", "hook:after:1 done", rollout=OLDER)
     newer = records("acquire done", "hook:before:0 done", "warn done")
     newer = {id: replace(record, mod_revision=70) for id, record in newer.items()}
     assert moves(wanted(), server(REBOOT, older | newer, sentinel=True)) == "reboot:host:reboot"

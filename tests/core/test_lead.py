@@ -190,7 +190,7 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
         (
             "more than is desired, without prune",
             idle(0),
-            desired(NEW, AptDeb("a", "1"), policy=RolloutPolicy(prune=False)),
+            Desired(Revision(NEW), policy=RolloutPolicy(prune=False)),
             "wait: nothing to do: no server differs from the newest revision",
         ),
         (
@@ -553,6 +553,7 @@ def test_a_new_leader_lets_a_wave_soak_again_and_waits_the_whole_timeout_again()
     seen = watch(Seen(), soaking, now(500))
     assert text(lead(desired(), soaking, seen, now(500))) == "wait 600 s: wave 1 is complete and soaks"
     silent = running(1, DEBS, READY, READY, BEHIND)
+    assert text(lead(desired(), soaking, Seen(), now())) == "wait 600 s: wave 1 is complete and soaks"
     for seen in (Seen(), watch(Seen(), silent, now(99_999))):
         assert text(lead(desired(), silent, seen, now(99_999))).startswith("wait")
 
@@ -563,6 +564,11 @@ def test_what_begins_to_soak_is_counted_from_when_the_last_server_was_done() -> 
     seen = watch(watch(Seen(), before, now()), after, now(500))
     assert text(lead(desired(), after, seen, now(700))) == "wait 400 s: wave 1 is complete and soaks"
     assert watch(seen, before, now(800)).done_since is None
+
+
+def test_a_wave_with_a_failure_in_it_is_not_done() -> None:
+    failed = running(1, VERIFY, status(8, ABORTED), AHEAD, AHEAD, over=TWO_WAVES)
+    assert watch(Seen(), failed, now()).done_since is None
 
 
 def test_a_phase_that_was_done_says_nothing_of_the_next_one() -> None:

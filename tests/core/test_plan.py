@@ -157,6 +157,56 @@ def test_an_os_whose_change_has_begun_still_says_whether_it_needs_a_boot() -> No
         assert [step.change and step.change.reboot for step in plan.steps_of("os-image")] == [reboot]
 
 
+@pytest.mark.parametrize(
+    ("begun", "action"),
+    [
+        ("prefetch:image/app:fetch", "record"),
+        ("containers:image/app:acquire", "upgrade"),
+        ("containers:image/beside:acquire", "record"),
+    ],
+)
+def test_what_the_host_has_goes_on_to_its_end_once_it_has_begun(begun: str, action: str) -> None:
+    plan = make_plan(
+        desired(image("app", "2", "rolling")),
+        recorded(image("app", "1", "rolling")),
+        0,
+        observed=frozenset({Key("image", "app")}),
+        begun=frozenset({begun}),
+    )
+    assert [change.action for change in plan.changes] == [action]
+    whole = ["acquire", "change", "health", "release"] if action == "upgrade" else ["change"]
+    assert [step.effect for step in plan.steps_of("containers")] == whole
+
+
+def test_packages_are_removed_last_and_the_agents_own_comes_after_the_others() -> None:
+    now = [deb("reconciler", "2"), deb("zsh", "1"), deb("etcd", "2")]
+    plan = make_plan(desired(*now), recorded(deb("a", "1"), deb("reconciler", "1"), deb("etcd", "1")), 0)
+    assert [step.subject.name for step in plan.steps_of("debs") if step.subject] == [
+        "zsh",
+        "etcd",
+        "reconciler",
+        "a",
+    ]
+
+
+def test_only_what_runs_is_stopped_and_its_change_needs_the_stop() -> None:
+    installed = make_plan(desired(image("db", "1", "stop-all")), {}, 0)
+    assert steps(installed) == [
+        "prefetch:image/db:fetch",
+        "containers:image/db:change",
+        "containers:image/db:health",
+    ]
+    upgraded = make_plan(desired(image("db", "2", "stop-all")), recorded(image("db", "1", "stop-all")), 0)
+    needs = {step.id: step.needs for step in upgraded.steps}
+    assert needs["containers:image/db:change"] == ("prefetch:image/db:fetch", "stop:image/db:stop")
+
+
+def test_a_stop_that_has_begun_stays_in_the_plan() -> None:
+    same = image("db", "1", "stop-all")
+    plan = make_plan(desired(same), recorded(same), 0, begun=frozenset({"stop:image/db:stop"}))
+    assert steps(plan) == ["stop:image/db:stop", "containers:image/db:change", "containers:image/db:health"]
+
+
 def test_the_os_image_reboots_where_its_group_says_so() -> None:
     wanted, had = OsImage("stable", "2"), OsImage("stable", "1")
     for reboot in (True, False):
