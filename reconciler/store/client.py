@@ -54,7 +54,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.max_receive_message_length", _REPLY_LIMIT),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),  # which is how long a connection may take to be made
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.enable_retries", 0),  # what is sent again is decided here, where it is known what it means
     ("grpc.enable_http_proxy", 0),

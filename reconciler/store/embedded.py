@@ -27,10 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.errors import ReconcilerError, Unavailable
-from reconciler.store.client import EtcdOptions
+from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.transaction import one
 
 _SOCKET, _PEER = "embedded:0", "peer:0"
+_SERVED = "served"
+"""Made when a new etcd has answered for the first time. One that was killed before never elects itself again, and holds nothing."""
 _READY_WITHIN = 15.0
+_ASKED_FOR = 0.5
 _ENDS_WITHIN = 10.0
 _LOG_KEPT = 1 << 20
 
@@ -64,8 +68,8 @@ def directory(state_dir: Path) -> Path:
 
 
 def has_data(state_dir: Path) -> bool:
-    """Whether anything was ever written: without, a reading command reads an empty store and starts nothing."""
-    return (directory(state_dir) / "data" / "member").is_dir()
+    """Whether it was ever started: if not, a reading command reads an empty store and starts nothing."""
+    return (directory(state_dir) / _SERVED).exists()
 
 
 class Embedded:
@@ -166,6 +170,8 @@ class Embedded:
             return
         for left_over in (_SOCKET, _PEER):
             (self._directory / left_over).unlink(missing_ok=True)
+        if not (self._directory / _SERVED).exists():
+            shutil.rmtree(self._directory / "data", ignore_errors=True)
         program = find_program()
         log = self._directory / "etcd.log"
         if log.exists() and log.stat().st_size > _LOG_KEPT:
@@ -183,16 +189,23 @@ class Embedded:
             )
         (self._directory / "pid").write_text(f"{self._child.pid}\n")
         self._wait_until_it_answers(f"look into {log}")
+        (self._directory / _SERVED).touch()
 
     def _wait_until_it_answers(self, hint: str) -> None:
+        """Wait for more than its socket: it listens before it has read its data, and before it leads itself."""
         end = time.monotonic() + _READY_WITHIN
-        while not self._answers():
-            ended = self._child is not None and self._child.poll() is not None
-            if ended or time.monotonic() > end:
-                raise Unavailable(
-                    f"cannot start the embedded etcd in {self._directory}: it {'ended' if ended else 'does not answer'}; {hint}"
-                )
-            time.sleep(0.01)
+        with Client(self.options, _ASKED_FOR) as client:
+            while True:
+                try:
+                    client.read([one("/")])
+                    return
+                except Unavailable as error:
+                    ended = self._child is not None and self._child.poll() is not None
+                    if ended or time.monotonic() > end:
+                        what = "it ended" if ended else str(error)
+                        raise Unavailable(
+                            f"cannot start the embedded etcd in {self._directory}: {what}; {hint}"
+                        ) from None
 
     def _running(self) -> int | None:
         """The process id of the etcd that works in this directory, if there is one."""

@@ -125,9 +125,19 @@ def test_a_process_that_got_the_old_number_is_left_alone(tmp_path: Path) -> None
         stranger.wait()
 
 
+def test_one_that_was_killed_while_it_was_made_is_made_anew(tmp_path: Path) -> None:
+    """etcd's own data is of no use then: it would wait for a leader for ever."""
+    with Embedded(tmp_path) as user:
+        write(user, "v")
+    (directory(tmp_path) / "served").unlink()
+    assert not has_data(tmp_path)
+    with Embedded(tmp_path) as user, Client(user.options) as client:
+        assert client.read([one("/a")]).items == ((),)
+
+
 def test_data_that_cannot_be_read_says_where_to_look(tmp_path: Path) -> None:
-    (directory(tmp_path) / "data" / "member" / "snap").mkdir(parents=True)
-    directory(tmp_path).chmod(0o700)
+    with Embedded(tmp_path) as user:
+        write(user, "v")
     (directory(tmp_path) / "data" / "member" / "snap" / "db").write_bytes(b"x" * 100_000)
     with pytest.raises(Unavailable, match=r"ended; look into .*etcd\.log"):
         Embedded(tmp_path)
