@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from reconciler.agent.etcd_seen import EtcdSeen
 from reconciler.core.state import Fleet, Leader
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
@@ -19,8 +20,17 @@ log = logging.getLogger(__name__)
 class Leading:
     """One candidate: in the line as long as it has a lease, and there again after it has lost one."""
 
-    def __init__(self, client: Client, keys: Keys, host: str, ttl: float, ring: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        keys: Keys,
+        host: str,
+        ttl: float,
+        ring: Callable[[], None],
+        seen: EtcdSeen | None = None,
+    ) -> None:
         self._client, self._keys, self._host, self._ttl, self._ring = client, keys, host, ttl, ring
+        self._seen = seen
         self._session: Session | None = None
         self._candidate: Candidate | None = None
         self._mutex = threading.Lock()
@@ -41,11 +51,15 @@ class Leading:
     def fleet(self) -> Fleet:
         """The fleet as the leader needs it: what is recorded only while no rollout is under way."""
         under_way = self._under_way
-        fleet = read_fleet(self._client, self._keys, recorded=not under_way, steps=not under_way)
+        fleet = self._read(not under_way)
         self._under_way = fleet.rollout is not None and fleet.rollout.unfinished
-        if under_way and not self._under_way:
-            return read_fleet(self._client, self._keys)
-        return fleet
+        return self._read(True) if under_way and not self._under_way else fleet
+
+    def _read(self, whole: bool) -> Fleet:
+        def read() -> Fleet:
+            return read_fleet(self._client, self._keys, recorded=whole, steps=whole)
+
+        return self._seen.through(read) if self._seen is not None else read()
 
     @property
     def lease_left(self) -> float | None:
@@ -73,7 +87,7 @@ class Leading:
                 if self._session is not None:
                     self._session.close()
                     self._session = None
-                if read_fleet(self._client, self._keys, recorded=False, steps=False).neco_at_work:
+                if self._read(False).neco_at_work:
                     return None
                 self._session = Session(self._client, self._ttl, self._lost)
                 candidate = Candidate(self._client, self._keys, self._session, self._host)

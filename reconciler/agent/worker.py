@@ -27,11 +27,14 @@ from reconciler.core.advance import (
     Wait,
     advance,
     interrupted,
+    is_closing,
     records_of,
 )
 from reconciler.core.artifact import Artifact, Key, Known
-from reconciler.core.plan import Plan, make_plan
+from reconciler.core.lead import timestamp
+from reconciler.core.plan import Plan, make_plan, make_repair
 from reconciler.core.state import ABORTED, Desired, Now, Rollout, Server, ServerStatus
+from reconciler.core.window import is_open
 from reconciler.errors import Fenced, HeldBack, Refused
 
 log = logging.getLogger(__name__)
@@ -41,6 +44,7 @@ IDLE = 60.0
 STEP_LIMIT = 7200.0
 """Seconds that one step may take before the heartbeat counts as stopped: no probe may kill a dpkg."""
 _FETCHES = 4
+_FENCED_PAUSE, _LONGEST_FENCED_PAUSE = 0.025, 5.0
 _LOOP = "worker"
 
 
@@ -66,6 +70,7 @@ class Worker:
         self._publisher, self._wall = publisher, wall
         self._found: tuple[str, frozenset[Key]] | None = None
         self._neco_seen: str | None = None
+        self._fenced = 0
 
     def work(self) -> float:
         """Make moves until there is nothing to do; the seconds after which to look again. Raises `ReconcilerError`."""
@@ -99,12 +104,17 @@ class Worker:
         move = advance(plan, server, now)
         self._publisher.update(pending=len(plan.changes), reboot_required=server.reboot_required)
         try:
-            return self._act(move, plan, server)
+            pause = self._act(move, plan, server)
         except Fenced as error:
             # Somebody was faster: the next look shows what holds now.
             log.info("%s", error, extra={"server": server.lrn})
-            self._hands.ending.wait(0.05 * random.random())  # noqa: S311 (jitter is no secret)
+            self._fenced += 1
+            self._writing.check_place()
+            longest = min(_FENCED_PAUSE * 2**self._fenced, _LONGEST_FENCED_PAUSE)
+            self._hands.ending.wait(longest * random.random())  # noqa: S311 (jitter is no secret)
             return None
+        self._fenced = 0
+        return pause
 
     def _stands_back(self, server: Server) -> bool:
         """Where Neco's own programs are at work nothing is written, not even that this agent is there."""
@@ -123,7 +133,8 @@ class Worker:
             case Wait(reason, _, seconds):
                 log.debug("waits: %s", reason, extra={"server": server.lrn})
                 self._check_drift(server)
-                return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
+                longest = min(IDLE, max(1.0, self._drift_interval()))
+                return longest if seconds is None else min(max(seconds, 0.05), longest)
             case Report(status):
                 return self._report(status, server)
             case Perform(step) if step.phase == "reboot" and not self._may_reboot:
@@ -181,6 +192,28 @@ class Worker:
             if found:
                 self._tell(Event("drift", f"server {server.lrn} drifted: {texts}", server=server.lrn))
         self._publisher.update(drift=found, drift_checked=now)
+        newest = self._follower.state.newest
+        if found and newest is not None and newest.policy.drift == "repair" and server.pause is None:
+            repaired = self._repair(
+                make_repair(server.recorded, found, server.lrn, newest.group_of(server.lrn))
+            )
+            self._drift_checked = None if repaired else now
+
+    def _repair(self, plan: Plan) -> bool:
+        """Put right what drifted: steps like any other, with their slots, each begun only while no rollout is open. Whether all was."""
+        repair, rules = f"repair-{timestamp(self._wall())}", plan.reboot
+        for step in plan.steps:
+            server = self._read()
+            if step.effect == "acquire" and not is_open(rules.windows, rules.timezone, self._wall()):
+                log.info("a repair waits for the window", extra={"server": server.lrn})
+                return False
+            move = Perform(step, repair, is_closing(step, plan), repair=True)
+            outcome = self._perform(move, plan, server)
+            if isinstance(outcome, LeftOff) and step.effect == "acquire":
+                self._writing.turn_back(self._read(), rules.lock_group, (step.id,))
+            if not isinstance(outcome, Done):
+                return False
+        return bool(plan.steps)
 
     def _say_queued(self, server: Server, reason: str) -> None:
         status = server.status

@@ -22,7 +22,7 @@ from reconciler.store.commit import Guard
 from reconciler.store.keys import Keys
 from reconciler.store.lock import RebootLock, Refused, Taken
 from reconciler.store.serving import AgentWrites, Found, register
-from reconciler.store.session import Occupied, Session, register_agent
+from reconciler.store.session import Occupied, Session, is_agent_alive, register_agent
 from reconciler.store.transaction import mod_is
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,12 @@ class Writing:
         self._session, self._writes = session, AgentWrites(self._client, self._keys, found, machine)
         return True
 
+    def check_place(self) -> None:
+        """After a write was refused: where this agent's key is gone, whoever deleted it, it has to take its place anew."""
+        if self._writes is not None and not is_agent_alive(self._client, self._writes.agent):
+            log.warning("this agent's key is gone: it takes its place anew")
+            self.close()
+
     def close(self) -> None:
         """Give the lease back, and with it the place in any line."""
         self._stop_waiting()
@@ -120,6 +126,8 @@ class Writing:
         holder = self._holder(step, move, server)
         if move.closing:
             return self._mine.begin_closing(record, holder, status=status)
+        if move.repair:
+            return self._mine.begin_repair(record, holder=holder)
         if server.phase is None:
             raise Fenced(f"cannot begin {step.id}: no phase is open")
         return self._mine.begin(record, server.phase, holder=holder, status=status)

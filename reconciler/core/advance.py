@@ -30,11 +30,12 @@ from reconciler.core.window import is_open, next_opening
 
 @dataclass(frozen=True, slots=True)
 class Perform:
-    """Perform `step`. A closing step is guarded by the holder's record and not by the open phase."""
+    """Perform `step`. A closing step is guarded by the holder's record and not by the open phase; a repair's by there being none."""
 
     step: Step
     rollout: str
     closing: bool = False
+    repair: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,6 +100,23 @@ def make_plan(
     return Plan(lrn, group.name, wave, tuple(changes), steps, group.reboot)
 
 
+def make_repair(recorded: Recorded, differs: Iterable[Change], lrn: int, group: ServerGroup) -> Plan:
+    """The plan that puts right what `differs` on server `lrn` (the changes of `difference.drift`) from what is recorded.
+
+    Its steps are those of any change, with the same slots; it reboots nothing, and what is in no record is left alone.
+    """
+    changes = []
+    for differing in differs:
+        entry = recorded.get(differing.key)
+        if entry is not None and entry.detail is not None and differing.reason != "unexpected_on_host":
+            wanted = entry.detail.desired
+            runs = isinstance(wanted, Image) and wanted.container is not None
+            reason = differing.reason
+            changes.append(Change(differing.key, "replace", differing.after, wanted, reason, restart=runs))
+    steps = [step for step in _steps(changes, frozenset(), group) if step.phase not in ("reboot", "verify")]
+    return Plan(lrn, group.name, 0, tuple(changes), tuple(steps), group.reboot)
+
+
 def _as_found(change: Change, observed: frozenset[Key], begun: frozenset[str]) -> Change:
     """A change that the host shows as made already is only recorded; one that has begun goes its way to the end."""
     if change.key not in observed or change.action == "remove":
