@@ -43,8 +43,8 @@ class Config(uvicorn.Config):
     limits: Limits = Limits()
 
 
-class _TooLarge(Exception):
-    """The head is larger than it may be."""
+class _TooMany(Exception):
+    """More requests wait on this connection for the answers before them than may."""
 
 
 class Connection(HttpToolsProtocol):
@@ -160,11 +160,8 @@ class Connection(HttpToolsProtocol):
             self.send_400_response("")
 
     def on_headers_complete(self) -> None:
-        if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > self._limits.head:
-            self._too_large = True
-            raise _TooLarge
         if len(self.pipeline) >= _PIPELINED:
-            raise _TooLarge
+            raise _TooMany
         super().on_headers_complete()
         self.scope["state"]["client_names"] = _names(self.transport.get_extra_info("peercert"))
 

@@ -135,7 +135,20 @@ def _hook() -> dict[str, Any]:
     def header(name: str, words: str) -> dict[str, Any]:
         return {"name": name, "in": "header", "description": words, "schema": {"type": "string"}}
 
-    push = {"schema": {"type": "object"}}
+    push = {"schema": {"type": "object", "description": "The push, as the host describes it."}}
+    form = {
+        "schema": {
+            "type": "object",
+            "required": ["payload"],
+            "properties": {
+                "payload": {
+                    "type": "string",
+                    "contentMediaType": "application/json",
+                    "description": "The same, as text.",
+                }
+            },
+        }
+    }
     answer = {
         "type": "object",
         "additionalProperties": False,
@@ -156,7 +169,7 @@ def _hook() -> dict[str, Any]:
         ],
         "requestBody": {
             "required": True,
-            "content": {"application/json": push, "application/x-www-form-urlencoded": push},
+            "content": {"application/json": push, "application/x-www-form-urlencoded": form},
         },
         "responses": {
             "202": _json("Fetched for, or ignored with a reason", answer),
