@@ -147,7 +147,8 @@ class Writing:
             if server.status.rollout == rollout.id:
                 status = replace(server.status, cond=ABORTED, message=f"{record.id}: {text}", waiting=None)
             wave = rollout.wave_of(server.lrn)
-            if wave and rollout.waves[wave - 1].max_failures == 0 and server.lrn not in rollout.out:
+            counts = server.lrn not in rollout.out and server.disabled is None
+            if wave and counts and rollout.waves[wave - 1].max_failures == 0:
                 close = self._open_phase(server)
         self._mine.fail(failed, Found(did.installs, did.removals), close=close, status=status)
 

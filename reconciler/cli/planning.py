@@ -102,7 +102,14 @@ def plans_for(
 def _unsettled(fleet: Fleet, lrn: int) -> frozenset[Key]:
     """The server's artifacts whose last change was begun and did not end."""
     return interrupted(
-        Server(lrn, "", "", rollout=fleet.rollout, steps=fleet.steps.get(lrn, {})),
+        Server(
+            lrn,
+            "",
+            "",
+            recorded=fleet.recorded.get(lrn, {}),
+            rollout=fleet.rollout,
+            steps=fleet.steps.get(lrn, {}),
+        ),
     )
 
 
