@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,8 +33,11 @@ def free_port() -> int:
 
 
 def free_ports_that_end_in(digits: Sequence[int]) -> int:
-    """A number to write a digit after, so that each gives a port that nobody listens on."""
-    for prefix in range(2000, 6500):
+    """A number to write a digit after, so that each gives a port that nobody listens on.
+
+    Anywhere below the ports that the kernel gives out itself: a second demo beside this one takes others.
+    """
+    for prefix in random.sample(range(1024, 3200), 100):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for digit in digits:
                 stack.enter_context(socket.create_server(("127.0.0.1", prefix * 10 + digit)))
