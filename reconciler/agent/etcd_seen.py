@@ -6,19 +6,12 @@ writes there it is kept here.
 
 from __future__ import annotations
 
-import logging
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from reconciler.desired import memory
-
-log = logging.getLogger(__name__)
-
-NOTED_EVERY = 10.0
-"""Seconds after which an etcd revision that has grown is written to the state directory again."""
 
 
 class _View(Protocol):
@@ -36,25 +29,26 @@ class EtcdSeen:
         self._state_dir, self._cluster = state_dir, cluster
         self._mutex = threading.Lock()
         self._seen: tuple[str, int] | None = None
-        self._noted = 0.0
 
     def through(self, read: Callable[[], View]) -> View:
         """What `read` says. Raises `Refused` where it is not of the etcd that this host has seen, or of an older state of it."""
         before = self._seen
         found = read()
         with self._mutex:
-            self._check(before, found.etcd_revision)
+            self._check(before, self._cluster(), found.etcd_revision)
         return found
 
-    def _check(self, before: tuple[str, int] | None, revision: int) -> None:
+    def note(self) -> None:
+        """Write down how far etcd has been seen: called when there is nothing to do for now."""
+        with self._mutex:
+            if self._seen is not None:
+                memory.saw_etcd(self._state_dir, *self._seen)
+
+    def _check(self, before: tuple[str, int] | None, cluster: str, revision: int) -> None:
         """`before` was seen when the read began: what another thread has seen since may well be newer than its answer."""
-        cluster = self._cluster()
-        good = before is not None and before[0] == cluster and revision >= before[1]
-        if good and time.monotonic() - self._noted < NOTED_EVERY:
-            self._seen = max(self._seen or (cluster, revision), (cluster, revision))
-            return
-        if good and self._seen is not None:
-            revision = max(revision, self._seen[1])
-        # The file is asked anew: an operator says there that another etcd is meant.
-        memory.saw_etcd(self._state_dir, cluster, revision)
-        self._seen, self._noted = (cluster, revision), time.monotonic()
+        if before is None or self._seen is None or cluster != before[0] or revision < before[1]:
+            # The file is asked anew: an operator says there that another etcd is meant.
+            memory.saw_etcd(self._state_dir, cluster, revision)
+            self._seen = (cluster, revision)
+        elif revision > self._seen[1]:
+            self._seen = (cluster, revision)

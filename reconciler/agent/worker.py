@@ -49,7 +49,7 @@ _LOOP = "worker"
 
 
 class Worker:
-    """One server's work. `read` gives the server as etcd and the host have it now."""
+    """One server's work. `read` gives the server as etcd and the host have it now; `at_rest` is called when it begins to wait."""
 
     def __init__(
         self,
@@ -62,8 +62,9 @@ class Worker:
         tell: Callable[[Event], None] = lambda event: None,
         wall: Callable[[], float] = time.time,
         may_reboot: bool = True,
+        at_rest: Callable[[], None] = lambda: None,
     ) -> None:
-        self._may_reboot = may_reboot
+        self._may_reboot, self._at_rest = may_reboot, at_rest
         self._drift_interval, self._tell = drift_interval, tell
         self._drift_checked: float | None = None
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
@@ -132,6 +133,7 @@ class Worker:
         match move:
             case Wait(reason, _, seconds):
                 log.debug("waits: %s", reason, extra={"server": server.lrn})
+                self._at_rest()
                 self._check_drift(server)
                 longest = min(IDLE, max(1.0, self._drift_interval()))
                 return longest if seconds is None else min(max(seconds, 0.05), longest)

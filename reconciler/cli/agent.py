@@ -66,6 +66,7 @@ def _etcd(options: Options) -> Iterator[Client]:
 
 
 def _run(options: Options, client: Client, no_lead: bool) -> int:
+    from reconciler.agent.etcd_seen import EtcdSeen
     from reconciler.agent.follow import Follower
     from reconciler.agent.leader import Conductor
     from reconciler.agent.leading import Leading
@@ -104,8 +105,10 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
     identity = Identity(options.lrn, where.hostname, machine_id, holds_host_lock=True)
     writing = Writing(client, keys, identity, parts.hands.wall, bells.work.ring)
 
-    def read() -> Server:
-        server = read_server(
+    seen = EtcdSeen(options.state_dir, lambda: client.cluster_id)
+
+    def look() -> Server:
+        return read_server(
             client,
             keys,
             options.lrn,
@@ -114,19 +117,29 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
             group().reboot.lock_group,
             reboot_required=reboot.reboot_required(where, parts.hands.reboot_required_file),
         )
+
+    def read() -> Server:
+        server = seen.through(look)
         settings.take(server.settings, parts.configure)
         publisher.update(etcd_requests=client.counts)
         return server
 
     notifier = Notifier(lambda: Addresses(settings.now.slack, options.notify_webhook, settings.now.proxy))
     worker = Worker(
-        parts.hands, writing, follower, read, publisher, lambda: options.drift_interval, notifier.tell
+        parts.hands,
+        writing,
+        follower,
+        read,
+        publisher,
+        lambda: options.drift_interval,
+        notifier.tell,
+        at_rest=seen.note,
     )
     watching = Watching(client, keys, options.lrn, bells, ending)
     leading = conductor = None
     if not no_lead:
         leading = Leading(
-            client, keys, where.hostname or str(options.lrn), options.lease_ttl, bells.lead.ring
+            client, keys, where.hostname or str(options.lrn), options.lease_ttl, bells.lead.ring, seen
         )
         conductor = Conductor(
             leading, follower, parts.resolvers, publisher, notifier, options.alarm_after, watching.lead

@@ -196,7 +196,8 @@ def register_agent(
             if item.key == key:
                 return AgentKey(key, item.create_revision, session.lease)
             agent = decode_agent(item.value, item.key, lrn, item.key.rsplit("/", 1)[1], item.create_revision)
-            if not (holds_host_lock and agent.machine_id == machine_id):
+            # A machine id alone can be a clone's, whose host has a lock file of its own.
+            if not (holds_host_lock and (agent.machine_id, agent.host) == (machine_id, host)):
                 others.append(agent)
         if others:
             return Occupied(min(others, key=lambda agent: agent.create_revision))

@@ -22,9 +22,9 @@ from typing import Any, TypeVar
 
 from reconciler.core.artifact import Key
 from reconciler.core.state import COMPLETE, Fleet, Rollout
+from reconciler.host.driver import Host
 from reconciler.store.administration import Administration
 from reconciler.store.view import read_fleet
-from reconciler.host.driver import Host
 from tests.conftest import Etcd
 from tests.debs import DebSpec, bare_host, build, state
 from tests.release_server import ReleaseServer
@@ -35,6 +35,7 @@ WITHIN = 25.0
 TTL = 1.0
 
 T = TypeVar("T")
+Scripts = tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -168,14 +169,14 @@ class Servers:
         groups: Sequence[Mapping[str, Any]] = (),
         sets: Sequence[Mapping[str, Any]] = (),
         text: str | None = None,
-        **spec: tuple[tuple[str, str], ...],
+        scripts: Scripts = (),
     ) -> str:
-        """Push a revision: `debs` by name and version for every server, more `sets`; its id. Packages are built and released.
+        """Push a revision: `debs` by name and version for every server, more `sets`; its id.
 
-        `spec` is for the packages that are built: `scripts`, `files`.
+        Packages that are not released yet are built, with these maintainer `scripts`, and released.
         """
         for name, version in (debs or {}).items():
-            self.release(name, version, **spec)
+            self.release(name, version, scripts)
         wanted = [self.deb(name, version) for name, version in (debs or {}).items()]
         documents: list[Mapping[str, Any]] = [{"kind": "ArtifactSet", "debs": wanted}]
         documents += [{"kind": "ArtifactSet", **artifacts} for artifacts in sets]
@@ -194,26 +195,27 @@ class Servers:
     def deb(self, name: str, version: str) -> dict[str, str]:
         return {"name": name, "owner": "acme", "repository": name, "release": f"v{version}"}
 
-    def release(self, name: str, version: str, **spec: tuple[tuple[str, str], ...]) -> None:
+    def release(self, name: str, version: str, scripts: Scripts = ()) -> None:
         """Build a package and put it into a release."""
         if (name, version) not in self.built:
             place = self.directory / "built"
             place.mkdir(exist_ok=True)
-            file = build(DebSpec(name, version, **spec), place)
+            file = build(DebSpec(name, version, scripts=scripts), place)
             self.releases.add("acme", name, f"v{version}", file)
             self.built.add((name, version))
 
     # --- agents -----------------------------------------------------------------------------------------------------
 
-    def add(self, lrn: int, *arguments: str, machine_id: str | None = None) -> Machine:
-        """A server with nothing on it, whose agent does not run yet."""
+    def add(self, lrn: int, *arguments: str, machine_id: str | None = None, name: str = "") -> Machine:
+        """A server with nothing on it, whose agent does not run yet. `name`: a second one of a number, and its host name."""
         machine_id = machine_id or f"{lrn:032x}"
-        directory = self.directory / f"server{lrn}{'' if lrn not in self.machines else '-again'}"
+        name = name or f"boot-{lrn}"
+        directory = self.directory / name
         directory.mkdir()
         bare_host(directory)
         machine = Machine(lrn, directory, machine_id, arguments)
         (machine.root / "etc/machine-id").write_text(f"{machine_id}\n")
-        (machine.root / "etc/hostname").write_text(f"boot-{lrn}\n")
+        (machine.root / "etc/hostname").write_text(f"{name}\n")
         machine.boot_file.parent.mkdir(parents=True)
         machine.new_boot()
         self._reboot_script(machine, new_boot=True)
@@ -241,7 +243,14 @@ class Servers:
         argv += ["--etcd", self.etcd.endpoint, "--prefix", self.etcd.prefix]
         argv += ["--lock-prefix", self.etcd.lock_prefix, "--lease-ttl", f"{TTL:g}s"]
         argv += ["--repo", f"file://{self.repository}", "--interval", "1h"]
-        argv += ["--host-root", str(machine.root), "--host-exec", "direct", "--state-dir", str(where / "state")]
+        argv += [
+            "--host-root",
+            str(machine.root),
+            "--host-exec",
+            "direct",
+            "--state-dir",
+            str(where / "state"),
+        ]
         argv += ["--reboot-command", str(where / "reboot"), "--alarm-after", "3s"]
         argv += ["--reboot-required-file", self.reboot_required]
         argv += ["--github-api", self.releases.url, "--listen", "127.0.0.1:0", "--log-format", "text"]
@@ -315,7 +324,7 @@ class Servers:
 
         return self.wait("a leader", leads)
 
-    def wait(self, what: str, condition: Callable[[], T], within: float = WITHIN) -> T:
+    def wait(self, what: str, condition: Callable[[], T | None], within: float = WITHIN) -> T:
         """What `condition` says once it is true of anything."""
         end = time.monotonic() + within
         while True:
@@ -357,6 +366,10 @@ class Servers:
         for lrn in servers or tuple(self.machines):
             assert self.machines[lrn].deb(name) == f"ii {version}", self.machines[lrn].log
             assert self.recorded(lrn).get(f"deb/{name}") == f"v{version}"
+
+    def has_still(self, name: str, version: str) -> None:
+        """All hosts have the package, whatever etcd says."""
+        assert {machine.deb(name) for machine in self.machines.values()} == {f"ii {version}"}
 
     def has_not(self, name: str, *servers: int) -> None:
         for lrn in servers or tuple(self.machines):

@@ -1,0 +1,175 @@
+"""Proves promise 1 from etcd's own history: the reboot lock's keys and the step records, etcd revision by etcd revision.
+
+`prove` reads the history of one fleet's keys through a watch from the first etcd revision and hands it to `faults`, which is
+pure: what it is given, it judges. It believes nothing that the program under test says of itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from reconciler.store.client import Client
+from reconciler.store.keys import Keys
+from reconciler.store.transaction import Event, delete, put, under
+
+_END = "end-of-history"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What one etcd revision changed: key → new text, None where it was deleted."""
+
+    revision: int
+    keys: Mapping[str, str | None]
+
+
+@dataclass
+class _Group:
+    """One lock group as it stands: the document's fields, and the holders' records."""
+
+    max: int = 1
+    holders: list[str] = field(default_factory=list)
+    records: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def prove(client: Client, keys: Keys, since: int = 1) -> None:
+    """Raise an AssertionError that names every etcd revision at which promise 1 was broken."""
+    found = list(faults(history(client, keys, since), keys))
+    assert not found, "\n".join(found)
+
+
+def history(client: Client, keys: Keys, since: int = 1) -> list[Changed]:
+    """Every change of the lock's keys, the step records and the servers' numbers, in order."""
+    ranges = [under(keys.lock), under(keys.prefix)]
+    ends = [f"{keys.lock}{_END}", f"{keys.prefix}{_END}"]
+    # Written last: where both have come, everything before has.
+    client.txn([], [put(end, "") for end in ends])
+    events: list[Event] = []
+    stream = client.open_watch(ranges, [since, since])
+    missing = set(ends)
+    for reply in stream:
+        assert not reply.compacted, "the history was compacted, so it proves nothing"
+        events += [event for event in reply.events if event.item.key not in ends]
+        missing -= {event.item.key for event in reply.events if not event.deleted}
+        if not missing:
+            break
+    stream.cancel()
+    client.txn([], [delete(end) for end in ends])
+    changed: dict[int, dict[str, str | None]] = {}
+    for event in events:
+        text = None if event.deleted else event.item.value.decode()
+        changed.setdefault(event.item.mod_revision, {})[event.item.key] = text
+    return [Changed(revision, changed[revision]) for revision in sorted(changed)]
+
+
+def faults(changes: Iterable[Changed], keys: Keys) -> Iterator[str]:
+    """What was wrong, as sentences."""
+    groups: dict[str, _Group] = {}
+    machines: dict[str, str] = {}
+    steps: dict[tuple[str, str], dict[str, Any]] = {}
+    released: set[str] = set()
+    for change in changes:
+        before = {name: replace(group, records=dict(group.records)) for name, group in groups.items()}
+        begun: list[tuple[str, str]] = []
+        for key, text in change.keys.items():
+            if (place := keys.lock_key(key)) is not None and key.startswith(keys.lock):
+                problem = _put_lock(groups.setdefault(place[0], _Group()), place[1], place[2], text)
+                if problem:
+                    yield f"etcd revision {change.revision}: {key}: {problem}"
+            elif key.startswith(keys.machines) and text is not None:
+                machines[key.removeprefix(keys.machines)] = json.loads(text)["machineID"]
+            elif key.startswith(keys.all_steps):
+                lrn, _, id = key.removeprefix(keys.all_steps).partition("/")
+                if text is None:
+                    steps.pop((lrn, id), None)
+                else:
+                    steps[lrn, id] = json.loads(text)
+                    begun.append((lrn, id))
+            elif key.startswith(keys.lock_history) and text is not None:
+                released.add(json.loads(text)["holder"]["machineID"])
+        for name, group in groups.items():
+            for problem in _group_faults(
+                before.get(name, _Group(max=group.max)), group, frozenset(machines.values())
+            ):
+                yield f"etcd revision {change.revision}: lock group {name}: {problem}"
+        held = {machine for group in groups.values() for machine in group.holders}
+        for lrn, id in begun:
+            machine = machines.get(lrn, "")
+            if machine not in held and machine not in released and _needs_slot(lrn, id, steps):
+                yield f"etcd revision {change.revision}: server {lrn} is in {id} and holds no slot"
+        yield from _given_back(change, before, groups, machines, steps, released)
+
+
+def _put_lock(group: _Group, part: str, name: str, text: str | None) -> str | None:
+    match part:
+        case "semaphore" if text is None:
+            group.holders = []
+            return "the document was deleted"
+        case "semaphore":
+            document = json.loads(text or "")
+            group.max, group.holders = document["max"], list(document["holders"] or [])
+        case "holders" if text is None:
+            group.records.pop(name, None)
+        case "holders":
+            group.records[name] = json.loads(text or "")
+    return None
+
+
+def _group_faults(before: _Group, now: _Group, ours: frozenset[str]) -> Iterator[str]:
+    added = [machine for machine in now.holders if machine not in before.holders]
+    if added and len(now.holders) > now.max:
+        yield f"{', '.join(added)} was added beyond max {now.max}: {now.holders}"
+    if len(set(now.holders)) != len(now.holders):
+        yield f"a holder is there twice: {now.holders}"
+    for machine in added:
+        if machine in ours and machine not in now.records:
+            yield f"{machine} was added without a record"
+    for machine in now.holders:
+        if machine in before.records and machine not in now.records:
+            yield f"{machine} has lost its record and is still a holder"
+    for machine in now.records:
+        if machine not in now.holders:
+            yield f"{machine} has a record and is no holder"
+
+
+def _needs_slot(lrn: str, id: str, steps: Mapping[tuple[str, str], Mapping[str, Any]]) -> bool:
+    """Whether the step takes its server down, or follows one that did, in a chain that began with `acquire`."""
+    chain, effect = ":".join(id.split(":")[:2]), id.split(":")[2]
+    taken = steps.get((lrn, f"{chain}:acquire"))
+    record = steps[lrn, id]
+    if taken is None or taken["rollout"] != record["rollout"] or effect in ("acquire", "release"):
+        return False
+    return bool(record["state"] == "running" and effect in ("hook", "warn", "change", "reboot", "health"))
+
+
+def _given_back(
+    change: Changed,
+    before: Mapping[str, _Group],
+    groups: Mapping[str, _Group],
+    machines: Mapping[str, str],
+    steps: Mapping[tuple[str, str], Mapping[str, Any]],
+    released: frozenset[str] | set[str],
+) -> Iterator[str]:
+    """Who gives a slot back must not be down: the chain's health is known to be good, or nothing took the server down."""
+    for name, group in groups.items():
+        gone = set(before[name].holders if name in before else ()) - set(group.holders)
+        for lrn, machine in machines.items():
+            if machine not in gone or machine in released:
+                continue
+            for (server, id), record in steps.items():
+                chain, effect = ":".join(id.split(":")[:2]), id.split(":")[2]
+                releases = steps.get((lrn, f"{chain}:release"))
+                if server != lrn or effect not in ("change", "reboot") or releases is None:
+                    continue
+                health = steps.get((lrn, f"{chain}:health"))
+                mine = releases["rollout"] == record["rollout"] and releases["state"] == "running"
+                if mine and (
+                    health is None or health["rollout"] != record["rollout"] or health["state"] != "done"
+                ):
+                    yield (
+                        f"etcd revision {change.revision}: server {lrn} gave its slot of {name} back after {id} "
+                        "and before it was healthy"
+                    )

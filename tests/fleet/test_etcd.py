@@ -1,0 +1,83 @@
+"""etcd is killed, comes back, comes back older, or is another one. Promise 10; fault 14."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.keys import Keys
+from tests.conftest import Etcd
+from tests.etcd_server import EtcdServer, etcdctl
+from tests.fleet import fleet
+from tests.fleet.checker import prove
+from tests.fleet.fleet import Servers
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Servers]:
+    """A fleet on an etcd that a test may harm."""
+    if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
+        pytest.skip("needs etcd and etcdctl")
+    with (
+        EtcdServer() as server,
+        Client(EtcdOptions((server.endpoint,))) as client,
+        fleet.running(Etcd(server, Keys(), client), tmp_path) as servers,
+    ):
+        yield servers
+
+
+def test_etcd_is_killed_in_the_middle_and_when_it_is_back_the_agents_go_on(own: Servers) -> None:
+    """What runs finishes, nothing new begins, and no agent has to be restarted."""
+    for lrn in range(3):
+        own.add(lrn)
+    held = own.machines[1]
+    held.hold_dpkg()
+    own.start()
+    own.wait_for_registered(0, 1, 2)
+    revision = own.push({"tool": "1.0"})
+    own.wait("a dpkg runs", lambda: held.in_dpkg)
+    own.etcd.server.members[0].kill()
+    held.let_dpkg_go()
+    own.wait("dpkg finishes without etcd", lambda: held.deb("tool") == "ii 1.0")
+    time.sleep(1.5)
+    own.etcd.server.members[0].start()
+    own.wait_for_end(revision)
+    own.has("tool", "1.0")
+    assert all(machine.process and machine.process.poll() is None for machine in own.machines.values())
+    prove(own.etcd.client, own.etcd.keys)
+
+
+def test_an_etcd_restored_from_an_old_snapshot_is_refused_by_every_agent(
+    own: Servers, tmp_path: Path
+) -> None:
+    """Fault 14: nothing is written to it until a person says, on each host, that it is meant."""
+    own.gather(2)
+    own.wait_for_end(own.push({"tool": "1.0"}))
+    (member,) = own.etcd.server.members
+    snapshot = tmp_path / "snapshot.db"
+    etcdctl(own.etcd.endpoint, "snapshot", "save", str(snapshot))
+    own.wait_for_end(own.push({"tool": "2.0"}))
+    for machine in own.machines.values():
+        assert machine.terminate() == 0
+    member.kill()
+    shutil.rmtree(member.directory)
+    etcdctl(
+        own.etcd.endpoint, "snapshot", "restore", str(snapshot), "--data-dir", str(member.directory),
+        "--name", member.name, "--initial-cluster", member.cluster, "--initial-advertise-peer-urls", member.peer,
+    )  # fmt: skip
+    member.start()
+    own.etcd.server.wait_until_it_serves()
+    before = own.view()
+    own.start()
+    refused = "this etcd is refused"
+    own.wait("each says so", lambda: all(refused in machine.log for machine in own.machines.values()))
+    time.sleep(0.5)
+    after = own.view()
+    assert (after.etcd_revision, after.rollout) == (before.etcd_revision, before.rollout)
+    assert not after.agents and after.leader is None
+    own.has_still("tool", "2.0")
