@@ -13,10 +13,10 @@ from reconciler.cli.options import Options
 from reconciler.core.advance import interrupted
 from reconciler.core.artifact import Key
 from reconciler.core.difference import difference
-from reconciler.core.lead import waves_of
-from reconciler.core.plan import Plan, make_plan
+from reconciler.core.plan import Plan
+from reconciler.core.plans import plans_of
 from reconciler.core.state import Desired, Fleet, Server
-from reconciler.errors import Refused, UsageError
+from reconciler.errors import UsageError
 
 _SNAPSHOT_LIMIT = 256 << 20
 
@@ -72,31 +72,9 @@ def plans_for(
     options: Options, asked: Asked, desired: Desired, fleet: Fleet, servers: tuple[int, ...]
 ) -> tuple[Plan, ...]:
     """A plan a server. On this server itself the host is looked at too, unless the recorded state is a snapshot."""
-    waves = {
-        lrn: number
-        for number, wave in enumerate(waves_of(desired, tuple(sorted({*fleet.servers, *servers}))), 1)
-        for lrn in wave.servers
-    }
-    plans, refusals = [], []
-    for lrn in servers:
-        here = lrn == options.lrn and asked.recorded is None and not asked.all_servers
-        try:
-            plans.append(
-                make_plan(
-                    desired,
-                    fleet.recorded.get(lrn, {}),
-                    lrn,
-                    observed=_observed(options, desired, fleet) if here else frozenset(),
-                    interrupted=_unsettled(fleet, lrn),
-                    wave=waves[lrn],
-                )
-            )
-        except Refused as refused:
-            refusals.append(refused)
-    if refusals:
-        findings = [finding for refused in refusals for finding in refused.findings]
-        raise Refused("\n".join(refused.summary for refused in refusals), findings)
-    return tuple(plans)
+    here = options.lrn in servers and asked.recorded is None and not asked.all_servers
+    observed = {options.lrn: _observed(options, desired, fleet)} if here else {}
+    return plans_of(desired, fleet, servers, observed)
 
 
 def _unsettled(fleet: Fleet, lrn: int) -> frozenset[Key]:

@@ -6,12 +6,8 @@ import json
 import threading
 from typing import Any
 
-from reconciler.core.advance import interrupted
-from reconciler.core.lead import waves_of
-from reconciler.core.plan import Plan, make_plan
+from reconciler.core.plans import plans_of
 from reconciler.core.published import Published
-from reconciler.core.state import Desired, Fleet, Server
-from reconciler.errors import Refused
 from reconciler.wire.plan import plan_json
 from reconciler.wire.status import status_json
 
@@ -65,28 +61,11 @@ class Plans:
         wanted = (fleet.etcd_revision, desired.revision.id)
         with self._mutex:
             if self._made_for != wanted:
-                self._body = _encoded(plan_json(fleet_plans(desired, fleet), desired, fleet.etcd_revision))
+                self._body = _encoded(
+                    plan_json(plans_of(desired, fleet, sorted(fleet.servers)), desired, fleet.etcd_revision)
+                )
                 self._made_for = wanted
             return self._body
-
-
-def fleet_plans(desired: Desired, fleet: Fleet) -> tuple[Plan, ...]:
-    """A plan for each registered server, from what is recorded. Raises `Refused` with every server's reason."""
-    servers = tuple(sorted(fleet.servers))
-    waves = {lrn: number for number, wave in enumerate(waves_of(desired, servers), 1) for lrn in wave.servers}
-    plans: list[Plan] = []
-    refusals: list[Refused] = []
-    for lrn in servers:
-        recorded = fleet.recorded.get(lrn, {})
-        server = Server(lrn, "", "", recorded=recorded, rollout=fleet.rollout, steps=fleet.steps.get(lrn, {}))
-        try:
-            plans.append(make_plan(desired, recorded, lrn, interrupted=interrupted(server), wave=waves[lrn]))
-        except Refused as refused:
-            refusals.append(refused)
-    if refusals:
-        findings = [finding for refused in refusals for finding in refused.findings]
-        raise Refused("\n".join(refused.summary for refused in refusals), findings)
-    return tuple(plans)
 
 
 def _missing(published: Published) -> str:

@@ -42,19 +42,20 @@ def plan_json(plans: Iterable[Plan], desired: Desired, etcd_revision: int) -> di
 
 
 class _Writer:
-    """Writes an artifact once, though thousands of servers' plans share it."""
+    """Writes an artifact, and equal servers' changes and steps, once, though thousands of plans share them."""
 
     def __init__(self) -> None:
         self._written: dict[int, dict[str, Any]] = {}
+        self._shared: dict[tuple[int, int], tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
 
     def server(self, plan: Plan) -> dict[str, Any]:
-        return {
-            "lrn": plan.lrn,
-            "group": plan.group,
-            "wave": plan.wave,
-            "changes": [self.change(change) for change in plan.changes],
-            "steps": [_step_json(step) for step in plan.steps],
-        }
+        # By identity, as the artifacts below: plans that were made together share their tuples.
+        same = (id(plan.changes), id(plan.steps))
+        if same not in self._shared:
+            changes = [self.change(change) for change in plan.changes]
+            self._shared[same] = (changes, [_step_json(step) for step in plan.steps])
+        changes, steps = self._shared[same]
+        return {"lrn": plan.lrn, "group": plan.group, "wave": plan.wave, "changes": changes, "steps": steps}
 
     def change(self, change: Change) -> dict[str, Any]:
         return {

@@ -1,0 +1,64 @@
+"""The plans of several servers from one view of the fleet. Pure; called by `--dry-run` and the web's plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from reconciler.core.advance import interrupted
+from reconciler.core.artifact import Artifact, Key, Known
+from reconciler.core.lead import waves_of
+from reconciler.core.plan import Plan, make_plan
+from reconciler.core.state import Desired, Fleet, Server
+from reconciler.errors import Refused
+
+_SHARED = 8
+"""Distinct recorded states of one group that are remembered: a fleet has few."""
+
+_Before = dict[Key, Artifact | Known]
+
+
+def plans_of(
+    desired: Desired,
+    fleet: Fleet,
+    servers: Iterable[int],
+    observed: Mapping[int, frozenset[Key]] | None = None,
+) -> tuple[Plan, ...]:
+    """A plan for each of `servers`, in their order. `observed` says of a server what its host has already as desired.
+
+    Servers of one group with equal records share their changes and steps, so that a large fleet costs little more
+    than a small one. Raises `Refused` with every server's reason.
+    """
+    wanted = tuple(servers)
+    everyone = tuple(sorted({*fleet.servers, *wanted}))
+    waves = {
+        lrn: number for number, wave in enumerate(waves_of(desired, everyone), 1) for lrn in wave.servers
+    }
+    seen: dict[str, list[tuple[_Before, frozenset[Key], Plan]]] = {}
+    plans: list[Plan] = []
+    refusals: list[Refused] = []
+    for lrn in wanted:
+        there = (observed or {}).get(lrn, frozenset())
+        recorded = fleet.recorded.get(lrn, {})
+        steps = fleet.steps.get(lrn, {})
+        server = Server(lrn, "", "", recorded=recorded, rollout=fleet.rollout, steps=steps)
+        unsettled = interrupted(server)
+        before = {key: installed.artifact for key, installed in recorded.items()}
+        alike = seen.setdefault(desired.group_of(lrn).name, [])
+        shared = next((plan for had, keys, plan in alike if keys == unsettled and had == before), None)
+        if shared is not None and not there:
+            plans.append(replace(shared, lrn=lrn, wave=waves[lrn]))
+            continue
+        try:
+            plan = make_plan(desired, recorded, lrn, observed=there, interrupted=unsettled, wave=waves[lrn])
+        except Refused as refused:
+            refusals.append(refused)
+            continue
+        plans.append(plan)
+        if not there:
+            alike.append((before, unsettled, plan))
+            del alike[:-_SHARED]
+    if refusals:
+        findings = [finding for refused in refusals for finding in refused.findings]
+        raise Refused("\n".join(refused.summary for refused in refusals), findings)
+    return tuple(plans)
