@@ -217,3 +217,36 @@ def test_ci_refuses_what_the_fleet_would_refuse(fleet_repository: Path) -> None:
     assert checked.returncode == 5
     assert re.search(r"desired-state/artifacts\.yaml:\d+:\d+: ", checked.stderr)
     assert "upgrade" not in checked.stdout
+
+
+# --- examples/three-servers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("etcd", "git", "dpkg-deb")
+def test_the_demo_tells_its_story_and_leaves_nothing(tmp_path: Path) -> None:
+    demo = subprocess.run(
+        [sys.executable, ROOT / "examples" / "three-servers" / "demo.py"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
+    )
+    assert demo.returncode == 0, demo.stdout[-6000:] + demo.stderr[-2000:]
+    story = demo.stdout
+    upgrade = story.index("2. An upgrade and a removal")
+    mistake = story.index("3. A mistake")
+    assert "boot-clock 2.1.0, boot-motd 0.3.0, boot-users 1.4.0" in story[:upgrade]
+    assert "dpkg: boot-clock 2.2.0, boot-users 1.4.0\n" in story[upgrade:mistake]
+    if shutil.which("podman") and shutil.which("docker-registry") and Path("/bin/busybox").exists():
+        assert "its web server says: web 1.0" in story[:upgrade]
+        assert story[upgrade:mistake].count("its web server says: web 1.1") == 3
+    else:
+        assert "the images are left out" in story
+    assert "release is text" in story[mistake:]
+    assert "dpkg: boot-clock 2.2.0, boot-users 1.4.0\n" in story[mistake:], (
+        "the last good revision stays in force"
+    )
+    assert "3 of 3 servers complete" in story[mistake:]
+    assert list(tmp_path.iterdir()) == []
