@@ -11,6 +11,7 @@ import pytest
 
 from tests.conftest import Etcd
 from tests.fleet import fleet
+from tests.fleet.checker import prove
 
 
 @pytest.fixture
@@ -19,3 +20,6 @@ def servers(etcd: Etcd, tmp_path: Path) -> Iterator[fleet.Servers]:
         pytest.skip("needs git, dpkg, dpkg-deb, and root")
     with fleet.running(etcd, tmp_path) as found:
         yield found
+        found.end()
+        prove(etcd.client, etcd.keys)
+        found.prove_recorded()

@@ -94,7 +94,12 @@ class Machine:
     def wait_until_ended(self) -> int:
         """Its exit status."""
         assert self.process is not None
-        status = self.process.wait(20)
+        try:
+            status = self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # its threads' stacks go into its log
+            self.process.wait()
+            raise AssertionError(f"the agent of server {self.lrn} does not end:\n{self.log}") from None
         self.process = None
         return status
 
@@ -258,7 +263,7 @@ class Servers:
             machine.process = subprocess.Popen(
                 [*argv, *machine.arguments],
                 cwd=ROOT,
-                env={**os.environ, **machine.environment},
+                env={**os.environ, "PYTHONFAULTHANDLER": "1", **machine.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -375,6 +380,19 @@ class Servers:
         for lrn in servers or tuple(self.machines):
             assert self.machines[lrn].deb(name) == ""
             assert f"deb/{name}" not in self.recorded(lrn)
+
+    def prove_recorded(self) -> None:
+        """Promise 8: what etcd records as installed is on the host, unless a step is under way that changes just that."""
+        fleet = self.view()
+        for lrn, recorded in fleet.recorded.items():
+            changing = {
+                id.split(":")[1]
+                for id, record in fleet.steps.get(lrn, {}).items()
+                if record.state != "done" and ":change" in id
+            }
+            for key, installed in recorded.items():
+                if key.kind == "deb" and installed.detail and key.subject not in changing:
+                    assert self.machines[lrn].deb(key.name) == f"ii {installed.detail.found}"
 
     def complete(self, lrn: int) -> bool:
         fleet = self.view()
