@@ -31,6 +31,7 @@ from machines import (
     etcd,
     free_port,
     free_ports_that_end_in,
+    outside,
     registry,
     running,
 )
@@ -181,11 +182,7 @@ def fleet(directory: Path) -> Iterator[Fleet]:
                 else {},
             )
         environment = {
-            **{
-                name: value
-                for name, value in os.environ.items()
-                if not name.startswith(("RECONCILER_", "GIT_"))
-            },
+            **outside(),
             "PATH": f"{RECONCILE.parent}:{os.environ['PATH']}",
             "RECONCILER_ETCD": endpoint,
             "RECONCILER_REPO": str(directory / "fleet.git"),
@@ -395,10 +392,10 @@ def main() -> int:
         return 1
     if os.geteuid() != 0:
         # dpkg installs as root only; root of a user namespace is enough for directories of one's own.
-        if os.environ.get("RECONCILER_DEMO_UNSHARED") or not shutil.which("unshare"):
+        if os.environ.get("THREE_SERVERS_UNSHARED") or not shutil.which("unshare"):
             print("cannot run the demo: dpkg wants root; run it with sudo", file=sys.stderr)
             return 1
-        os.environ["RECONCILER_DEMO_UNSHARED"] = "1"
+        os.environ["THREE_SERVERS_UNSHARED"] = "1"
         unshare = ["unshare", "--map-root-user", "--", sys.executable, *sys.argv]
         os.execvp("unshare", unshare)  # noqa: S606  (an argument list; replaces this process)
     # A hook that others than root could write is not run.

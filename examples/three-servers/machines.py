@@ -21,8 +21,13 @@ from pathlib import Path
 # As the machine has it; then what a machine without control groups or with low limits (a container, CI) still can.
 CONTAINER_SETTINGS = (
     "",
-    '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]\n[engine]\nruntime = "runc"\n',
+    'runtime = "runc"\n[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]\n',
 )
+
+
+def outside() -> dict[str, str]:
+    """This process's environment, without what would tell the command or git something else than the demo does."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RECONCILER_", "GIT_"))}
 
 
 def free_port() -> int:
@@ -140,7 +145,7 @@ class Server:
     def environment(self) -> dict[str, str]:
         """What makes `podman` work on this server's storage; podman's own variables."""
         files = {"CONTAINERS_STORAGE_CONF": "storage.conf", "CONTAINERS_CONF": "containers.conf"}
-        return {**os.environ, **{name: str(self.directory / file) for name, file in files.items()}}
+        return {**outside(), **{name: str(self.directory / file) for name, file in files.items()}}
 
     def create(self, container_settings: str) -> None:
         for directory in (
@@ -159,7 +164,9 @@ class Server:
         boot_id = self.root / "proc" / "sys" / "kernel" / "random" / "boot_id"
         boot_id.parent.mkdir(parents=True)
         boot_id.write_text(f"{uuid.uuid4()}\n")
-        (self.directory / "containers.conf").write_text(container_settings)
+        (self.directory / "containers.conf").write_text(
+            f'[engine]\ntmp_dir = "{self.directory}/libpod"\nlock_type = "file"\n{container_settings}'
+        )
         (self.directory / "storage.conf").write_text(
             f'[storage]\ndriver = "vfs"\ngraphroot = "{self.directory}/images"\nrunroot = "{self.directory}/run"\n'
         )
