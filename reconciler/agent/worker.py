@@ -44,6 +44,7 @@ IDLE = 60.0
 STEP_LIMIT = 7200.0
 """Seconds that one step may take before the heartbeat counts as stopped: no probe may kill a dpkg."""
 _FETCHES = 4
+_SAID = 400
 _FENCED_PAUSE, _LONGEST_FENCED_PAUSE = 0.025, 5.0
 _LOOP = "worker"
 
@@ -135,6 +136,7 @@ class Worker:
                 log.debug("waits: %s", reason, extra={"server": server.lrn})
                 self._at_rest()
                 self._check_drift(server)
+                self._writing.say(self._trouble(), len(self._publisher().drift), server.reboot_required)
                 longest = min(IDLE, max(1.0, self._drift_interval()))
                 return longest if seconds is None else min(max(seconds, 0.05), longest)
             case Report(status):
@@ -177,6 +179,13 @@ class Worker:
             case _:
                 assert_never(outcome)
         return outcome
+
+    def _trouble(self) -> str:
+        """Why this host does not follow the newest revision, in a few words; empty where it does."""
+        state = self._follower.state
+        if state.refusal is not None:
+            return f"refuses {(state.refused or '?')[:12]}: {_short(state.refusal)}"
+        return f"git cannot be read: {_short(state.unavailable)}" if state.unavailable is not None else ""
 
     def _check_drift(self, server: Server) -> None:
         """Recorded against observed, while no rollout is open and when the last look is long enough ago."""
@@ -302,6 +311,12 @@ class Worker:
             if key in found
             and found[key] == self._hands.drivers[key.kind].target(artifact, pin_of(artifact, server.pins))
         )
+
+
+def _short(text: str) -> str:
+    """The first lines of an error, on one line."""
+    joined = "; ".join(text.splitlines()[:4])
+    return joined if len(joined) <= _SAID else f"{joined[:_SAID]}…"
 
 
 def _refusal(rollout: Rollout, server: Server, why: str) -> ServerStatus:

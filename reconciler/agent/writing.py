@@ -15,7 +15,7 @@ from reconciler.core.advance import Perform
 from reconciler.core.lead import timestamp
 from reconciler.core.plan import Step
 from reconciler.core.semaphore import Holder
-from reconciler.core.state import ABORTED, Machine, OpenPhase, Server, ServerStatus, StepRecord, Waiter
+from reconciler.core.state import ABORTED, Agent, Machine, OpenPhase, Server, ServerStatus, StepRecord, Waiter
 from reconciler.errors import Fenced, HeldBack, ReconcilerError
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard
@@ -59,6 +59,7 @@ class Writing:
         self._session: Session | None = None
         self._writes: AgentWrites | None = None
         self._waiting: tuple[str, Waiter, threading.Event] | None = None
+        self._said: tuple[str, int, bool] = ("", 0, False)
 
     def ensure(self) -> bool:
         """Have a lease, this server's number, and be its only agent; whether that had to be written.
@@ -86,6 +87,7 @@ class Writing:
                 f"server {who.lrn} has another agent, on {found.agent.host}: this one waits until that one has ended"
             )
         self._session, self._writes = session, AgentWrites(self._client, self._keys, found, machine)
+        self._said = ("", 0, False)
         return True
 
     def check_place(self) -> None:
@@ -100,6 +102,16 @@ class Writing:
         session, self._session, self._writes = self._session, None, None
         if session is not None:
             session.close()
+
+    def say(self, trouble: str, drift: int, reboot_required: bool) -> None:
+        """Let the fleet know what only this agent knows of its server; written only where it has changed."""
+        said = (trouble, drift, reboot_required)
+        if self._writes is None or said == self._said:
+            return
+        who, key = self._identity, self._writes.agent
+        agent = Agent(who.lrn, who.host, who.machine_id, f"{key.lease:x}", key.create_revision, *said)
+        self._writes.post_agent(agent)
+        self._said = said
 
     # --- status and steps -------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ def status_text(status: Status, paint: Paint = plain) -> str:
         lines.append(paint(f"Paused   {notice_text(status.pause)}", "yellow"))
     if status.servers:
         lines += ["", _servers(status.servers)]
+        lines += [paint(line, "yellow") for server in status.servers for line in _notes(server)]
     for lock in status.locks:
         lines += ["", lock_text(lock)]
     return "\n".join(lines)
@@ -57,6 +58,19 @@ def _server(server: ServerReport) -> tuple[str, ...]:
         _waiting(server),
         " ".join(server.message.split()),
     )
+
+
+def _notes(server: ServerReport) -> list[str]:
+    """What only the server's agent knows of it, a line each."""
+    notes = [server.trouble] if server.trouble else []
+    if server.drift:
+        number = f"{server.drift} artifact{'s' if server.drift > 1 else ''}"
+        notes.append(
+            f"{number} differ{'' if server.drift > 1 else 's'} from what is recorded: `reconcile drift` there shows what"
+        )
+    if server.reboot_required:
+        notes.append("asks for a reboot: the next rollout does it")
+    return [f"  ! server {server.lrn}: {note}" for note in notes]
 
 
 def _condition(server: ServerReport) -> str:

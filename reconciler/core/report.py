@@ -41,6 +41,9 @@ class ServerReport:
     next_window: float | None = None
     disabled: Notice | None = None
     out: str | None = None
+    trouble: str = ""
+    drift: int = 0
+    reboot_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,8 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now) -> Server
     if status and (rollout is None or status.rollout != rollout.id):
         status = None
     group = desired.group_of(lrn) if desired else None
-    agent = next((agent.host for agent in fleet.agents if agent.lrn == lrn), None)
+    found = next((agent for agent in fleet.agents if agent.lrn == lrn), None)
+    agent = found.host if found else None
     in_rollout = bool(rollout and lrn in rollout.servers)
     phase = (
         rollout.phases[status.step - 1] if status and rollout and status.step <= len(rollout.phases) else None
@@ -166,6 +170,9 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now) -> Server
         else None,
         disabled=fleet.disabled.get(lrn),
         out=rollout.out.get(lrn) if rollout else None,
+        trouble=found.trouble if found else "",
+        drift=found.drift if found else 0,
+        reboot_required=found.reboot_required if found else False,
     )
 
 

@@ -275,13 +275,19 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """`leader/agents/<lrn>//<lease>`: one live agent."""
+    """`leader/agents/<lrn>//<lease>`: one live agent, and what only it can know of its server.
+
+    `trouble` says why it refuses the newest revision or cannot read git, `drift` counts what differs from the records.
+    """
 
     lrn: int
     host: str
     machine_id: str
     lease: str
     create_revision: int = 0
+    trouble: str = ""
+    drift: int = 0
+    reboot_required: bool = False
 
 
 @dataclass(frozen=True, slots=True)

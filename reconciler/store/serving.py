@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from reconciler.core.artifact import Key
 from reconciler.core.semaphore import Holder
-from reconciler.core.state import Installed, Machine, OpenPhase, ServerStatus, StepRecord
+from reconciler.core.state import Agent, Installed, Machine, OpenPhase, ServerStatus, StepRecord
 from reconciler.errors import HeldBack
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard, commit, require
@@ -27,7 +27,14 @@ from reconciler.store.transaction import (
     unchanged_since,
     under,
 )
-from reconciler.wire.records import decode_machine, encode_detail, encode_machine, encode_status, encode_step
+from reconciler.wire.records import (
+    decode_machine,
+    encode_agent,
+    encode_detail,
+    encode_machine,
+    encode_status,
+    encode_step,
+)
 
 _REGISTERED_WITHIN = 8
 """Attempts to register while other servers do the same: a fleet's first start."""
@@ -123,6 +130,11 @@ class AgentWrites:
         guards = [self._lease(), Guard(mod_is(key, status.mod_revision), "this server's status has changed")]
         outcome = commit(self.client, guards, [write], witness=write)
         return replace(status, mod_revision=require("post this server's status", outcome))
+
+    def post_agent(self, agent: Agent) -> None:
+        """Write anew what this agent's own key says of its server; its create revision, which guards the others, stays."""
+        write = put(self.agent.key, encode_agent(agent), self.agent.lease)
+        require("say how this server is", commit(self.client, [self._lease()], [write], witness=write))
 
     # --- intent: fenced ---------------------------------------------------------------------------------------------
 

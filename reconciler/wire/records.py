@@ -251,13 +251,29 @@ def decode_step(text: str | bytes, key: str, id: str, mod_revision: int = 0) -> 
 
 def encode_agent(agent: Agent) -> str:
     """`leader/agents/<lrn>//<lease>`; number and lease stand in the key."""
-    return encode({"host": agent.host, "machineID": agent.machine_id})
+    document: dict[str, Any] = {"host": agent.host, "machineID": agent.machine_id}
+    if agent.trouble:
+        document["trouble"] = agent.trouble
+    if agent.drift:
+        document["drift"] = agent.drift
+    if agent.reboot_required:
+        document["reboot_required"] = True
+    return encode(document)
 
 
 def decode_agent(text: str | bytes, key: str, lrn: int, lease: str, create_revision: int = 0) -> Agent:
     """`leader/agents/<lrn>//<lease>`."""
     fields = Fields(decode(text, key), key)
-    return Agent(lrn, fields.text("host"), fields.text("machineID"), lease, create_revision)
+    return Agent(
+        lrn,
+        fields.text("host"),
+        fields.text("machineID"),
+        lease,
+        create_revision,
+        fields.text("trouble", ""),
+        fields.integer("drift", 0),
+        fields.boolean("reboot_required", False),
+    )
 
 
 def encode_machine(machine: Machine) -> str:

@@ -64,6 +64,9 @@ def _server_json(server: ServerReport) -> dict[str, Any]:
         "next_window": server.next_window,
         "disabled": _notice_json(server.disabled) if server.disabled else None,
         "out": server.out,
+        "trouble": server.trouble or None,
+        "drift": server.drift,
+        "reboot_required": server.reboot_required,
     }
 
 
