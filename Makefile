@@ -44,6 +44,7 @@ lint: venv ## ruff, mypy, and the layers of the imports
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	MYPYPATH=examples/three-servers $(BIN)/mypy examples/three-servers/*.py examples/from-neco/*.py
 	$(BIN)/lint-imports
 
 .PHONY: bench
