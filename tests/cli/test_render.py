@@ -147,7 +147,11 @@ def test_nothing_to_do() -> None:
 
 def test_an_os_image_of_another_channel_is_shown_whole() -> None:
     change = Change(
-        OS_IMAGE, "replace", Known(OS_IMAGE, "stable/3139.2.1"), OsImage("beta", "3185.1.1"), "version_changed"
+        OS_IMAGE,
+        "replace",
+        Known(OS_IMAGE, "stable/3139.2.1"),
+        OsImage("beta", "3185.1.1"),
+        "version_changed",
     )
     text = plan_text([Plan(0, "default", 1, (change,))], REVISION, "etcd revision 9", {})
     assert " ~ os    beta  stable/3139.2.1 → beta/3185.1.1 " in text
