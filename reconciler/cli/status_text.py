@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from reconciler.cli.render import Paint, plain, short_id, table
+from reconciler.cli.render import Paint, numbers_text, plain, short_id, table
 from reconciler.core.duration import format_duration
 from reconciler.core.report import HolderReport, LockReport, ServerReport, Status
 from reconciler.core.state import Notice
@@ -27,7 +27,7 @@ def status_text(status: Status, paint: Paint = plain) -> str:
         lines.append(paint(f"Paused   {notice_text(status.pause)}", "yellow"))
     if status.servers:
         lines += ["", _servers(status.servers)]
-        lines += [paint(line, "yellow") for server in status.servers for line in _notes(server)]
+        lines += [paint(line, "yellow") for line in _all_notes(status.servers)]
     for lock in status.locks:
         lines += ["", lock_text(lock)]
     return "\n".join(lines)
@@ -70,7 +70,19 @@ def _notes(server: ServerReport) -> list[str]:
         )
     if server.reboot_required:
         notes.append("asks for a reboot: the next rollout does it")
-    return [f"  ! server {server.lrn}: {note}" for note in notes]
+    return notes
+
+
+def _all_notes(servers: tuple[ServerReport, ...]) -> list[str]:
+    """Each note once, with the servers that it is about."""
+    about: dict[str, list[int]] = {}
+    for server in servers:
+        for note in _notes(server):
+            about.setdefault(note, []).append(server.lrn)
+    return [
+        f"  ! server{'s' if len(lrns) > 1 else ''} {numbers_text(lrns)}: {note}"
+        for note, lrns in about.items()
+    ]
 
 
 def _condition(server: ServerReport) -> str:
