@@ -7,13 +7,11 @@ from dataclasses import asdict
 import click
 
 from reconciler.cli import compose
-from reconciler.cli.program import Call, Verb
+from reconciler.cli.program import Call, Number, Verb
 
 
 @click.command("history", cls=Verb)
-@click.option(
-    "--most", metavar="N", type=click.IntRange(1), default=20, show_default=True, help="How many to show."
-)
+@click.option("--most", metavar="N", type=Number(1), default=20, show_default=True, help="How many to show.")
 @click.pass_obj
 def history(call: Call, most: int) -> int:
     """Show the finished rollouts: when, which revision, how it ended, and who was left out."""

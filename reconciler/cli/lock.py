@@ -9,7 +9,7 @@ import click
 
 from reconciler.cli import compose
 from reconciler.cli.options import Options
-from reconciler.cli.program import Call, Noun
+from reconciler.cli.program import Call, Noun, Number
 from reconciler.core.duration import parse_duration
 from reconciler.core.report import LockReport, lock_report
 from reconciler.core.semaphore import Holder
@@ -89,7 +89,7 @@ def acquire(call: Call, group: str, machine_id: str | None, wait: str | None, re
 @click.option(
     "--hold",
     metavar="REVISION",
-    type=click.IntRange(1),
+    type=Number(1),
     help="Only if the holder's record is still the one of this etcd revision.",
 )
 @click.pass_obj
@@ -115,14 +115,12 @@ def release(call: Call, group: str, machine_id: str | None, reason: str, hold: i
 
 @lock.command("set-max")
 @_GROUP
-@click.argument("slots", metavar="N", type=int)
+@click.argument("slots", metavar="N", type=Number())
 @click.pass_obj
 def set_max(call: Call, group: str, slots: int) -> int:
     """Set the number of slots. 0 closes the lock; below the number of holders nobody enters until enough have left."""
     from reconciler.store.lock import RebootLock
 
-    if slots < 0:
-        raise UsageError(f"cannot set the maximum to {slots}: 0 closes the lock, and less is not possible")
     options = call.options
     with compose.store_to_write(options) as store:
         old = RebootLock(store.client, store.keys, group).set_max(slots)

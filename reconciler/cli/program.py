@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -19,6 +19,11 @@ from click.core import ParameterSource
 from reconciler import __version__
 from reconciler.cli.options import TABLE, Options, resolve
 from reconciler.errors import ReconcilerError, UsageError
+
+if TYPE_CHECKING:
+    _NumberType = click.ParamType[int]
+else:
+    _NumberType = click.ParamType  # generic only since click 8.2
 
 USAGE: Final = UsageError.exit_status
 INTERRUPTED: Final = 130
@@ -107,6 +112,30 @@ def _common_option(
     )
 
 
+class Number(_NumberType):
+    """A whole number from `least`, refused in the words that every other option has."""
+
+    name = "number"
+
+    def __init__(self, least: int = 0) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        number = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else -1
+        if number < self.least:
+            name = (
+                param.human_readable_name
+                if isinstance(param, click.Argument)
+                else f"--{param.name}"
+                if param
+                else ""
+            )
+            raise UsageError(f'{name}: found "{value}"; a number from {self.least} is wanted')
+        return number
+
+
 class Verb(click.Command):
     """A verb: its own options, and those of every verb."""
 
@@ -176,7 +205,7 @@ class Program(click.Group):
 @click.version_option(__version__, message="reconcile %(version)s")
 @click.option("--dry-run", is_flag=True, help="Print the plan and change nothing.")
 @click.option("--detailed-exitcode", is_flag=True, help="With --dry-run: exit 2 where changes are pending.")
-@click.option("--server", metavar="N", type=click.IntRange(0), help="With --dry-run: the plan of server N.")
+@click.option("--server", metavar="N", type=Number(), help="With --dry-run: the plan of server N.")
 @click.option("--all", "all_servers", is_flag=True, help="With --dry-run: the plans of all servers.")
 @click.option(
     "--recorded", metavar="FILE", help="With --dry-run: the recorded state from a snapshot, not from etcd."
@@ -264,6 +293,9 @@ def _usage_text(error: click.UsageError) -> str:
         word = problem.split("'")[1] if "'" in problem else problem
         verbs = error.ctx.command.list_commands(error.ctx)
         problem = f"nothing knows the verb {word}{nearest(word, verbs)}"
+    elif isinstance(error, click.exceptions.NoArgsIsHelpError) and isinstance(error.ctx.command, click.Group):
+        verbs = error.ctx.command.list_commands(error.ctx)
+        problem = f"{error.ctx.info_name} wants one of {', '.join(verbs)}"
     path = error.ctx.command_path if error.ctx else "reconcile"
     return f"{problem}\n`{path} --help` lists what it takes"
 

@@ -7,10 +7,10 @@ from typing import Any
 import click
 
 from reconciler.cli import compose
-from reconciler.cli.program import Call, Noun
+from reconciler.cli.program import Call, Noun, Number
 from reconciler.core.state import Fleet, Notice
 
-_NUMBER = click.IntRange(0)
+_NUMBER = Number()
 
 
 @click.group("server", cls=Noun)

@@ -144,8 +144,9 @@ class Administration:
             item = self._item(self.keys.pause)
             if item is None:
                 return None
+            was = decode_notice(item.value, item.key, item.mod_revision)
             if self._swap(delete(self.keys.pause), item.mod_revision).made:
-                return decode_notice(item.value, item.key, item.mod_revision)
+                return was
         raise _crowded("resume")
 
     # --- servers ----------------------------------------------------------------------------------------------------
