@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import random
 import threading
 import time
@@ -228,7 +229,7 @@ class Client:
             call = connection.stubs.watch.Watch(requests, metadata=metadata)
         except grpc.RpcError as error:
             raise self._broken(connection, error) from None
-        return WatchStream(call, requests, lambda error: self._broken(connection, error))
+        return WatchStream(call, requests, len(ranges), lambda error: self._broken(connection, error))
 
     def _broken(self, connection: _Connection, error: Any) -> Unavailable:
         self._note(error)
@@ -646,23 +647,27 @@ def _items(kvs: Any) -> list[Item]:
 
 
 class _Requests:
-    """The requests of a stream, which stays open after the last one until `close`."""
+    """The requests of a stream, as they come, until `close`."""
 
     def __init__(self, requests: Iterable[Any]) -> None:
-        self._requests = list(requests)
-        self._closed = threading.Event()
+        self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for request in requests:
+            self.add(request)
+
+    def add(self, request: Any) -> None:
+        self._waiting.put(request)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        if self._requests:
-            return self._requests.pop(0)
-        self._closed.wait()
-        raise StopIteration
+        request = self._waiting.get()
+        if request is None:
+            raise StopIteration
+        return request
 
     def close(self) -> None:
-        self._closed.set()
+        self._waiting.put(None)
 
 
 def _watch_request(rpc: Any, keys: KeyRange, revision: int) -> Any:
@@ -676,13 +681,37 @@ def _watch_request(rpc: Any, keys: KeyRange, revision: int) -> Any:
 
 
 class WatchStream:
-    """One watch's stream: its replies as values, until it breaks (`Unavailable`) or is cancelled (by any thread)."""
+    """Watches on one stream: their replies as values, until it breaks (`Unavailable`) or is cancelled (by any thread).
 
-    def __init__(self, call: Any, requests: _Requests, broken: Callable[[Any], Unavailable]) -> None:
+    Each watch has a number, from 0, in the order in which they were asked for. One that was dropped says nothing more.
+    """
+
+    def __init__(
+        self, call: Any, requests: _Requests, number: int, broken: Callable[[Any], Unavailable]
+    ) -> None:
         self._call = call
         self._requests = requests
+        self._asked = number
         self._broken = broken
         self._cancelled = False
+        self._ids: dict[int, int] = {}
+        self._dropped: set[int] = set()
+
+    def add(self, keys: KeyRange, revision: int) -> int:
+        """Watch `keys` too, from an etcd revision on: the watch's number."""
+        rpc, _ = _parts()
+        self._requests.add(_watch_request(rpc, keys, revision))
+        self._asked += 1
+        return self._asked - 1
+
+    def drop(self, index: int) -> None:
+        """End one watch."""
+        rpc, _ = _parts()
+        self._dropped.add(index)
+        if index in self._ids:
+            self._requests.add(
+                rpc.WatchRequest(cancel_request=rpc.WatchCancelRequest(watch_id=self._ids[index]))
+            )
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -700,26 +729,32 @@ class WatchStream:
             self.cancel()
 
     def _replies(self) -> Iterator[WatchReply]:
-        """etcd answers the creations in their order, and so gives each range its number."""
+        """etcd answers the creations in their order, and so gives each watch its number."""
         indexes: dict[int, int] = {}
         for reply in self._call:
+            if reply.created:
+                self._ids[len(indexes)] = reply.watch_id
+                indexes[reply.watch_id] = len(indexes)
+            index = indexes[reply.watch_id]
+            if index in self._dropped:
+                if reply.created:
+                    self.drop(index)  # it was given up before its creation had been answered
+                continue
             # A creation may be refused in the reply that announces it, so this is looked at first.
             if reply.canceled:
                 if not reply.compact_revision:
                     raise Unavailable(f"cannot watch etcd: {reply.cancel_reason or 'it cancelled the watch'}")
-                yield WatchReply(0, reply.header.revision, compacted=reply.compact_revision)
-                return
-            if reply.created:
-                indexes[reply.watch_id] = len(indexes)
+                yield WatchReply(index, reply.header.revision, compacted=reply.compact_revision)
+            elif reply.created:
                 # Nothing of the past has been sent yet: the revision in the header is no place to resume from.
-                yield WatchReply(indexes[reply.watch_id], 0)
-                continue
-            items = _items(event.kv for event in reply.events)
-            events = tuple(
-                Event(event.type == event.DELETE, item)
-                for event, item in zip(reply.events, items, strict=True)
-            )
-            yield WatchReply(indexes[reply.watch_id], reply.header.revision, events)
+                yield WatchReply(index, 0)
+            else:
+                items = _items(event.kv for event in reply.events)
+                events = tuple(
+                    Event(event.type == event.DELETE, item)
+                    for event, item in zip(reply.events, items, strict=True)
+                )
+                yield WatchReply(index, reply.header.revision, events)
         raise Unavailable("cannot watch etcd: it has ended the stream")
 
 

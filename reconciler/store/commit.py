@@ -33,7 +33,7 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a write. `failed` are the guards that did not hold (empty: it was made), `found` what was read then."""
+    """What became of a write. `failed` are the guards that did not hold (empty: it was made), `found` what was read with it."""
 
     revision: int
     failed: tuple[Guard, ...] = ()
@@ -53,7 +53,7 @@ def commit(
     reads: Sequence[KeyRange] = (),
     patience: float = PATIENCE,
 ) -> Outcome:
-    """Write `operations` where all `guards` hold, once. `reads` are read where they do not: `Outcome.found`.
+    """Write `operations` where all `guards` hold, once. `reads` are read in any case, after that: `Outcome.found`.
 
     `witness` is the operation that shows whether the write was made; one of the guards compares its key's etcd
     revision. Raises `Ambiguous` where that cannot be found out within `patience` seconds.
@@ -61,11 +61,12 @@ def commit(
     compares = [guard.compare for guard in guards]
     looks = [Get(KeyRange(compare.key, compare.end, limit=1)) for compare in compares]
     asked = [*looks, Get(KeyRange(witness.key if isinstance(witness, Put) else witness.keys.key))]
+    then = [Get(keys) for keys in reads]
     end = time.monotonic() + patience
     lost = False
     while True:
         try:
-            reply = client.txn(compares, operations, [*asked, *(Get(keys) for keys in reads)])
+            reply = client.txn(compares, [*operations, *then], [*asked, *then])
         except Ambiguous:
             lost = True
             if time.monotonic() > end:
@@ -73,10 +74,12 @@ def commit(
             time.sleep(_PAUSE * (0.5 + _random.random()))
             continue
         if reply.succeeded:
-            return Outcome(reply.revision)
+            return Outcome(reply.revision, (), reply.responses[len(operations) :])
         seen = reply.responses[len(looks)]
         if lost and _is_made(witness, guards, seen):
-            return Outcome(seen[0].mod_revision if seen else reply.revision)
+            return Outcome(
+                seen[0].mod_revision if seen else reply.revision, (), reply.responses[len(asked) :]
+            )
         failed = _failed(guards, reply.responses)
         if lost and seen and _still_holds(guards, failed, seen[0]):
             _bump(client, seen[0])

@@ -37,7 +37,7 @@ from reconciler.store.transaction import (
     put,
     under,
 )
-from reconciler.store.watch import wait_for
+from reconciler.store.watch import Lookout
 from reconciler.wire.lock import (
     ReleasedSlot,
     decode_holder,
@@ -58,6 +58,7 @@ WAITER_TTL = 30.0
 
 _LINE_LOOKED_AT = 64
 _LOOKS_AGAIN_AFTER = 20.0
+_AWAY_PAUSE = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1
 _random = random.SystemRandom()
 
@@ -108,6 +109,10 @@ class RebootLock:
         self._patience = patience
         self._key = keys.semaphore(group)
         self._seen: _View | None = None
+        self._session: Session | None = None
+        self._lookout = Lookout(client)
+        self._is_kept = False
+        self._had_to_wait = False  # then one joins the line at once the next time
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
@@ -226,13 +231,12 @@ class RebootLock:
         waiter = Waiter(key, holder.machine_id, holder.lrn, holder.reason)
         write = put(key, encode_waiter(waiter), session.lease)
         guard = Guard(absent(key), "there already")
-        outcome = commit(self._client, [guard], [write], witness=write, reads=[one(key)])
-        if outcome.made:
-            return replace(waiter, create_revision=outcome.revision)
-        (found,) = outcome.found
-        if not found:
+        outcome = commit(self._client, [guard], [write], witness=write, reads=[one(key), *self._ranges()])
+        place, *found = outcome.found
+        if not place:
             raise Fenced(f"cannot wait for a slot of lock group {self.group}: the place in the line is lost")
-        return decode_waiter(found[0].value, found[0].key, found[0].create_revision)
+        self._seen = self._view(outcome.revision, found)
+        return decode_waiter(place[0].value, place[0].key, place[0].create_revision)
 
     def leave(self, waiter: Waiter) -> None:
         """Leave the line. Not being in it is no error."""
@@ -245,42 +249,121 @@ class RebootLock:
 
         True where it is worth trying again; False when the time is up, or at `stop`.
         """
-        snapshot = self._client.read(
-            (last_before(self._keys.waiters(self.group), waiter.create_revision), one(self._key))
-        )
-        (before, document) = snapshot.items
-        if not before and document and decode_semaphore(document[0].value, self._key).free:
-            self._seen = None
-            return True
-        watched = one(before[0].key) if before else one(self._key)
-        came = wait_for(self._client, [watched], snapshot.revision, min(timeout, _LOOKS_AGAIN_AFTER), stop)
-        self._seen = None
-        return came or (timeout > _LOOKS_AGAIN_AFTER and not (stop is not None and stop.is_set()))
+        end = time.monotonic() + timeout
+        try:
+            self._wait(self._read(), waiter, end, stop)
+        finally:
+            if not self._is_kept:
+                self._lookout.close()
+        return time.monotonic() < end and not (stop is not None and stop.is_set())
+
+    def _wait(self, view: _View, waiter: Waiter, end: float, stop: threading.Event | None) -> None:
+        """Wait until it is worth trying again. `waiter` stood in line as in `view`: it watches the one key that concerns it."""
+        before = self._predecessor(view, waiter)
+        while self._refusal(view, waiter) is not None:
+            with self._lookout.on(one(before or self._key)) as watching:
+                view = self._seen = self._read()
+                if before != (before := self._predecessor(view, waiter)):
+                    continue
+                if self._refusal(view, waiter) is None:
+                    return
+                # Watches are hints: what one did not tell is found by looking again now and then.
+                events = watching.wait(min(end - time.monotonic(), _LOOKS_AGAIN_AFTER), stop)
+            if not events:
+                self._seen = None
+                return
+            if before is None:
+                self._remember(events[-1].item, waiter)
+                return
+            before = None  # most likely one is first now: the look that follows tells
+
+    def _predecessor(self, view: _View, waiter: Waiter) -> str | None:
+        """The key of the one before `waiter` in line; None for the first."""
+        if waiter.key in view.first:
+            place = view.first.index(waiter.key)
+            return view.first[place - 1] if place else None
+        line = last_before(self._keys.waiters(self.group), waiter.create_revision)
+        (found,) = self._client.read((line,), view.revision).items
+        return found[0].key if found else None
+
+    def _remember(self, document: Item, waiter: Waiter) -> None:
+        """What the watch of the first in line told: good enough to try a transaction on."""
+        if document.value:
+            semaphore = decode_semaphore(document.value, self._key)
+            self._seen = _View(
+                False, document.mod_revision, semaphore, document.mod_revision, {}, (waiter.key,)
+            )
 
     def acquire(
         self, holder: Holder, wait: float = 0.0, stop: threading.Event | None = None
     ) -> Taken | Refused:
         """Take a slot; with `wait` (seconds) stand in line for it until then, or until `stop` is set. Without, never queue."""
-        if wait <= 0:
-            return self.take(holder)
         end = time.monotonic() + wait
-        with Session(self._client, WAITER_TTL) as session:
-            waiter = self.enqueue(session, holder)
-            while True:
-                try:
-                    answer = self.take(holder, waiter)
-                except Fenced:
-                    if session.alive:
-                        raise
-                    raise Unavailable(
-                        f"cannot wait for a slot of lock group {self.group}: the lease was lost; ask again"
-                    ) from None
-                left = end - time.monotonic()
-                if isinstance(answer, Taken) or not answer.waits or left <= 0:
+        if wait <= 0 or not self._had_to_wait:
+            answer = self.take(holder)
+            if wait <= 0 or isinstance(answer, Taken) or not answer.waits:
+                return answer
+        try:
+            return self._wait_in_line(holder, end, stop)
+        finally:
+            if not self._is_kept:
+                self.close()
+
+    def _wait_in_line(self, holder: Holder, end: float, stop: threading.Event | None) -> Taken | Refused:
+        """Stand in line until the slot is taken or the time is up; etcd may be away meanwhile. Only a lost lease loses the place."""
+        while True:
+            try:
+                session = self._line_session()
+                waiter = self.enqueue(session, holder)
+                return self._stay_in_line(waiter, holder, end, stop)
+            except Fenced:
+                if session.alive or time.monotonic() > end:
+                    raise
+            except Unavailable:
+                if time.monotonic() > end:
+                    raise
+                self._seen = None
+                time.sleep(_AWAY_PAUSE * (0.5 + _random.random()))
+
+    def _stay_in_line(
+        self, waiter: Waiter, holder: Holder, end: float, stop: threading.Event | None
+    ) -> Taken | Refused:
+        self._had_to_wait = False
+        while True:
+            view = self._seen or self._read()
+            refused = self._refusal(view, waiter)
+            if refused is None or view.record_of(holder.machine_id):
+                answer = self.take(holder, waiter)
+                if isinstance(answer, Taken):
                     return answer
-                if stop is not None and stop.is_set():
-                    return answer
-                self.wait_for_turn(waiter, left, stop)
+                view, refused = self._seen or view, answer
+            if not refused.waits or time.monotonic() > end or (stop is not None and stop.is_set()):
+                self.leave(waiter)
+                return refused
+            self._had_to_wait = True
+            self._wait(view, waiter, end, stop)
+
+    def _line_session(self) -> Session:
+        if self._session is None or not self._session.alive:
+            self.close()
+            self._session = Session(self._client, WAITER_TTL)
+        return self._session
+
+    def __enter__(self) -> RebootLock:
+        """Keep what one waits with, a lease and a stream, for who takes slots again and again."""
+        self._is_kept = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._is_kept = False
+        self.close()
+
+    def close(self) -> None:
+        """Give back what one waited with. Slots stay: nothing but a release ends them."""
+        self._lookout.close()
+        if self._session is not None:
+            self._session.close()
+            self._session = None
 
     # --- giving back ------------------------------------------------------------------------------------------------
 

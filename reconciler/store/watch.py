@@ -5,20 +5,23 @@ What it tells is a hint. Whoever acts reads the state itself, and every pass fin
 
 from __future__ import annotations
 
+import contextlib
+import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from reconciler.errors import ReconcilerError
+from reconciler.errors import ReconcilerError, Unavailable
 from reconciler.store.transaction import Event, KeyRange
 
 if TYPE_CHECKING:
-    from reconciler.store.client import Client, WatchStream
+    from reconciler.store.client import Client, WatchReply, WatchStream
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _STOP_SEEN_WITHIN = 0.2
+_MADE_WITHIN = 5.0
 _random = random.SystemRandom()
 
 
@@ -96,23 +99,74 @@ class Watch:
             self._next[reply.index] = max(self._next[reply.index], reply.revision + 1)
 
 
-def wait_for(
-    client: Client,
-    keys: Sequence[KeyRange],
-    revision: int,
-    timeout: float,
-    stop: threading.Event | None = None,
-) -> bool:
-    """Wait for a change of `keys` after etcd revision `revision`, at most `timeout` seconds. False when the time was up, or at `stop`."""
-    news = threading.Event()
+class Lookout:
+    """Short watches, one after another, on one stream: for who waits for this and then for that. For one thread at a time.
 
-    def compacted() -> int:
-        news.set()
-        return revision
+    Each begins now and not at an etcd revision of the past, however near: what lies behind, etcd hands out only every
+    100 ms. So one watches first, then reads, and then waits.
+    """
 
-    end = time.monotonic() + timeout
-    with Watch(client, keys, revision + 1, lambda events, at: news.set(), compacted):
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._stream: WatchStream | None = None
+        self._news: queue.SimpleQueue[WatchReply | ReconcilerError] = queue.SimpleQueue()
+        self._index = -1
+
+    @contextlib.contextmanager
+    def on(self, keys: KeyRange) -> Iterator[Lookout]:
+        """Watch `keys` from now on. Raises `Unavailable` where the watch cannot be made."""
+        stream = self._open()
+        self._index = stream.add(keys, 0)
+        try:
+            made = self._next(time.monotonic() + _MADE_WITHIN, None)
+            if made is None:
+                raise Unavailable("cannot watch etcd: it does not answer")
+            yield self
+        except ReconcilerError:
+            self.close()
+            raise
+        finally:
+            stream.drop(self._index)
+
+    def wait(self, timeout: float, stop: threading.Event | None = None) -> tuple[Event, ...] | None:
+        """The next events, within `on`. None when `timeout` (seconds) is over, or at `stop`. Raises `Unavailable` when the stream breaks."""
+        end = time.monotonic() + timeout
+        while (reply := self._next(end, stop)) is not None:
+            if reply.events:
+                return reply.events
+        return None
+
+    def _next(self, end: float, stop: threading.Event | None) -> WatchReply | None:
         while (left := end - time.monotonic()) > 0 and not (stop is not None and stop.is_set()):
-            if news.wait(left if stop is None else min(left, _STOP_SEEN_WITHIN)):
-                return True
-    return False
+            try:
+                reply = self._news.get(timeout=left if stop is None else min(left, _STOP_SEEN_WITHIN))
+            except queue.Empty:
+                continue
+            if isinstance(reply, ReconcilerError):
+                raise reply
+            if reply.index == self._index:
+                return reply
+        return None
+
+    def _open(self) -> WatchStream:
+        if self._stream is None:
+            self._stream, self._news = self._client.open_watch((), ()), queue.SimpleQueue()
+            reader = threading.Thread(
+                target=_pass_on, args=(self._stream, self._news), name="etcd-lookout", daemon=True
+            )
+            reader.start()
+        return self._stream
+
+    def close(self) -> None:
+        """End the stream; the next watch opens another."""
+        if self._stream is not None:
+            self._stream.cancel()
+            self._stream = None
+
+
+def _pass_on(stream: WatchStream, news: queue.SimpleQueue[WatchReply | ReconcilerError]) -> None:
+    try:
+        for reply in stream:
+            news.put(reply)
+    except ReconcilerError as error:
+        news.put(error)

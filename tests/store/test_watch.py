@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -9,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from reconciler.errors import Unavailable
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.transaction import Event, delete, one, put, under
-from reconciler.store.watch import Watch, wait_for
+from reconciler.store.watch import Lookout, Watch
 from tests.conftest import Etcd
 from tests.etcd_server import EtcdServer, etcdctl
 from tests.proxy import Proxy
@@ -107,8 +109,9 @@ def test_it_says_where_history_is_gone_and_goes_on_from_what_was_read(
         again = threading.Event()
 
         def read_anew() -> int:
+            revision = client.read([one("/a")]).revision
             again.set()
-            return client.read([one("/a")]).revision
+            return revision
 
         with Watch(client, [one("/a")], first, heard, read_anew):
             assert again.wait(5)
@@ -136,16 +139,44 @@ def test_it_leaves_a_member_that_has_lost_its_quorum(etcd_cluster: EtcdServer, h
             assert heard.values(1) == ["1"]
 
 
-def test_waiting_for_a_change(etcd: Etcd) -> None:
+def test_a_lookout_waits_for_this_and_then_for_that(etcd: Etcd) -> None:
+    first, second = f"{etcd.prefix}a", f"{etcd.prefix}b"
+    etcd.client.txn([], [put(first, "0"), put(second, "0")])
+    with contextlib.closing(Lookout(etcd.client)) as lookout:
+        with lookout.on(one(first)) as watching:
+            started = time.monotonic()
+            assert watching.wait(0.2) is None
+            assert 0.15 < time.monotonic() - started < 2
+            etcd.client.txn([], [put(first, "1")])
+            told(watching.wait(5), b"1")
+        etcd.client.txn([], [put(first, "2")])
+        with lookout.on(one(second)) as watching:
+            etcd.client.txn([], [put(first, "3")])
+            etcd.client.txn([], [put(second, "4")])
+            started = time.monotonic()
+            told(watching.wait(5), b"4")
+            assert time.monotonic() - started < 0.09  # etcd hands out the past every 100 ms
+            stop = threading.Event()
+            threading.Timer(0.1, stop.set).start()
+            assert watching.wait(5, stop) is None
+            assert time.monotonic() - started < 2
+
+
+def told(events: tuple[Event, ...] | None, value: bytes) -> None:
+    assert events is not None
+    assert [event.item.value for event in events] == [value]
+
+
+def test_a_lookout_says_that_its_stream_broke_and_opens_another(etcd: Etcd) -> None:
     key = f"{etcd.prefix}a"
-    revision = etcd.client.txn([], [put(key, "0")]).revision
-    started = time.monotonic()
-    assert not wait_for(etcd.client, [one(key)], revision, 0.2)
-    assert 0.15 < time.monotonic() - started < 2
-    threading.Timer(0.1, lambda: etcd.client.txn([], [put(key, "1")])).start()
-    assert wait_for(etcd.client, [one(key)], revision, 5)
-    stop = threading.Event()
-    threading.Timer(0.1, stop.set).start()
-    started = time.monotonic()
-    assert not wait_for(etcd.client, [one(f"{key}/other")], revision, 5, stop)
-    assert time.monotonic() - started < 2
+    with (
+        Proxy(etcd.server.members[0].client_port) as proxy,
+        Client(EtcdOptions((proxy.endpoint,))) as client,
+        contextlib.closing(Lookout(client)) as lookout,
+    ):
+        threading.Timer(0.2, proxy.cut).start()
+        with pytest.raises(Unavailable), lookout.on(one(key)) as watching:
+            watching.wait(5)
+        with lookout.on(one(key)) as watching:
+            etcd.client.txn([], [put(key, "1")])
+            told(watching.wait(5), b"1")
