@@ -37,11 +37,12 @@ def carry_out(options: Options, plan: Planned) -> int:
     with compose.store_to_write(options) as store:
         fleet = store.fleet(recorded=False)
         _refuse_if_others(options, fleet)
+        _clear_failed(store, fleet)
         rollout = _run(options, store, plan)
     if rollout.outcome != "complete":
         raise ReconcilerError(
             f"cannot apply revision {rollout.version[:12]} to server {options.lrn}: {rollout.message or 'it was stopped'}\n"
-            "what was done is recorded; mend the cause and push, or run `reconcile recover` and try again"
+            "what was done is recorded: mend the cause and run `reconcile` again"
         )
     click.echo("Applied: " + (rollout.message or "complete") + ".", err=True)
     return 0
@@ -69,6 +70,14 @@ def _refuse_if_others(options: Options, fleet: Fleet) -> None:
         raise HeldBack(
             f"cannot apply: the rollout was stopped by {rollout.stopped_by}; `reconcile recover` clears it"
         )
+
+
+def _clear_failed(store: Store, fleet: Fleet) -> None:
+    """A pass is a person's word to try again what failed; an agent waits for a new revision, or for `reconcile recover`."""
+    rollout = fleet.rollout
+    if rollout is not None and rollout.unfinished and rollout.stop:
+        click.echo(f"Trying again what failed before: {rollout.message}", err=True)
+        store.administration.recover(compose.timestamp())
 
 
 def _run(options: Options, store: Store, plan: Planned) -> Rollout:

@@ -397,7 +397,6 @@ def test_a_full_disk_stops_the_pass_before_anything_changes(
     assert ran.status == 1
     problem = ran.err[ran.err.index("reconcile: ") :]
     assert "free in the state directory; make room there" in problem
-    print(problem)
     check_nothing_installed(etcd, host, "a")
     command("--yes", "--state-dir", tmp_path / "room").ok()
     assert state(host, "a") == "ii 1.0"
