@@ -84,7 +84,7 @@ def test_an_older_etcd_revision(etcd: Etcd) -> None:
     first = etcd.client.txn([], [put(etcd.keys.server(1), "")]).revision
     etcd.client.txn([], [put(etcd.keys.server(2), ""), put(etcd.keys.noted, "c1")])
     assert (read_fleet(etcd.client, etcd.keys).servers, read_fleet(etcd.client, etcd.keys).noted) == (
-        {1, 2},
+        frozenset({1, 2}),
         "c1",
     )
     older = read_fleet(etcd.client, etcd.keys, revision=first)
