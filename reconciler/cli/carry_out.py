@@ -145,19 +145,24 @@ def _until_done(
     ending: threading.Event,
     bell: threading.Event,
 ) -> Rollout:
-    """Lead and work by turns until the rollout has ended, one way or the other."""
+    """Lead and work by turns until the rollout has ended, one way or the other; to wait only where no turn changes anything."""
+    before: tuple[object, ...] = ()
     while not ending.is_set():
         conductor.conduct()
         pause = min(worker.work(), conductor.conduct())
-        rollout = store.fleet(recorded=False).rollout
+        fleet = store.fleet(recorded=False)
+        rollout = fleet.rollout
         ours = rollout is not None and rollout.version == plan.desired.revision.id
         if ours and rollout is not None and (rollout.outcome is not None or rollout.stop):
             return rollout
         problem = conductor.problem
         if problem is not None and (rollout is None or not rollout.unfinished):
             raise ReconcilerError(problem)
-        bell.wait(min(pause, 1.0))
-        bell.clear()
+        reached = (rollout, fleet.phase, fleet.statuses)
+        if reached == before:
+            bell.wait(min(pause, 1.0))
+            bell.clear()
+        before = reached
     raise HeldBack("interrupted: what was done is recorded, and the next pass or agent goes on from there")
 
 
