@@ -89,7 +89,7 @@ BAD_REVISIONS = [
     (
         "two artifacts of one name",
         SET + "images:\n" + IMAGE + IMAGE,
-        [f"5:5: images[1]: image/a is there twice for every server; first at "],
+        ["5:5: images[1]: image/a is there twice for every server; first at "],
     ),
     (
         "a kind that is nearly right",
