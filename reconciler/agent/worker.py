@@ -158,7 +158,7 @@ class Worker:
                 return max((self._performed(outcome) or 0.0 for outcome in outcomes), default=0.0) or None
             case TurnBack(rollout, steps, reason):
                 log.info("turns back: %s", reason, extra={"server": server.lrn, "rollout": rollout})
-                self._writing.turn_back(server, plan.reboot.lock_group, steps)
+                self._writing.turn_back(server, steps)
                 return None
             case Settle(record):
                 settle(record, plan, server, self._hands, self._writing)
@@ -221,7 +221,7 @@ class Worker:
             move = Perform(step, repair, is_closing(step, plan), repair=True)
             outcome = self._perform(move, plan, server)
             if isinstance(outcome, LeftOff) and step.effect == "acquire":
-                self._writing.turn_back(self._read(), rules.lock_group, (step.id,))
+                self._writing.turn_back(self._read(), (step.id,))
             if not isinstance(outcome, Done):
                 return False
         return bool(plan.steps)

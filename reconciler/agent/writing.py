@@ -19,7 +19,7 @@ from reconciler.core.state import ABORTED, Agent, Machine, OpenPhase, Server, Se
 from reconciler.errors import Fenced, HeldBack, ReconcilerError
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard
-from reconciler.store.keys import Keys
+from reconciler.store.keys import DEFAULT_GROUP, Keys
 from reconciler.store.lock import RebootLock, Refused, Taken
 from reconciler.store.serving import AgentWrites, Found, register
 from reconciler.store.session import Occupied, Session, is_agent_alive, register_agent
@@ -41,6 +41,21 @@ class Identity:
     host: str
     machine_id: str
     holds_host_lock: bool = False
+
+
+def with_its_slot(read: Callable[[str], Server], lock_group: str) -> Server:
+    """The server as `read` says, which is told a lock group: that of the slot which it has begun to take and not given back.
+
+    `lock_group` is where it would take one now. A newer revision may name another group while a slot of the old one is held.
+    """
+    server = read(lock_group)
+    for id, taken in sorted(server.steps.items()):
+        if not id.endswith(":acquire") or not taken.target or taken.target == lock_group:
+            continue
+        given_back = server.steps.get(f"{id.removesuffix('acquire')}release")
+        if given_back is None or given_back.rollout != taken.rollout or given_back.state != "done":
+            return read(taken.target)
+    return server
 
 
 class Writing:
@@ -136,13 +151,14 @@ class Writing:
         )
         status = self._progress(step, move, server)
         holder = self._holder(step, move, server)
+        mine = replace(self._mine, lock_group=server.lock.group) if server.lock else self._mine
         if move.closing:
-            return self._mine.begin_closing(record, holder, status=status)
+            return mine.begin_closing(record, holder, status=status)
         if move.repair:
             return self._mine.begin_repair(record, holder=holder)
         if server.phase is None:
             raise Fenced(f"cannot begin {step.id}: no phase is open")
-        return self._mine.begin(record, server.phase, holder=holder, status=status)
+        return mine.begin(record, server.phase, holder=holder, status=status)
 
     def complete(self, record: StepRecord, server: Server, did: Did) -> None:
         """Record that a step is done, and what it left on the host."""
@@ -211,15 +227,18 @@ class Writing:
             self._wait_in_line(group, waiter)
         return answer.reason
 
-    def give_slot_back(self, server: Server, group: str) -> None:
-        """Give the slot back that this server is seen to hold; nothing to do where it holds none."""
+    def give_slot_back(self, server: Server) -> str:
+        """Give the slot back that this server is seen to hold; its lock group, or nothing where it holds none."""
         holder = self._own(server)
-        if holder is not None:
-            RebootLock(self._client, self._keys, group).release(holder)
+        if holder is None or server.lock is None:
+            return ""
+        RebootLock(self._client, self._keys, server.lock.group).release(holder)
+        return server.lock.group
 
-    def turn_back(self, server: Server, group: str, steps: tuple[str, ...]) -> None:
+    def turn_back(self, server: Server, steps: tuple[str, ...]) -> None:
         """Give the slot back and forget the steps from `acquire` on, in one transaction; leave the line."""
-        self._leave_line(group)
+        group = server.lock.group if server.lock else DEFAULT_GROUP
+        self._leave_line()
         holder = self._own(server) or Holder(server.machine_id, "agent", server.lrn, mod_revision=-1)
         also = self._mine.forgetting(steps)
         RebootLock(self._client, self._keys, group).release(holder, also=also)
@@ -265,9 +284,10 @@ class Writing:
                 log.debug("waiting in the line of lock group %s: %s", group, error)
                 stop.wait(1.0)
 
-    def _leave_line(self, group: str) -> None:
-        if self._waiting is not None and self._waiting[0] == group:
-            RebootLock(self._client, self._keys, group).leave(self._waiting[1])
+    def _leave_line(self) -> None:
+        if self._waiting is not None:
+            group, waiter, _ = self._waiting
+            RebootLock(self._client, self._keys, group).leave(waiter)
         self._stop_waiting()
 
     def _stop_waiting(self) -> None:

@@ -73,7 +73,7 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
     from reconciler.agent.loop import Bells, Parts, Watching, run
     from reconciler.agent.notify import Addresses, Notifier
     from reconciler.agent.worker import Worker
-    from reconciler.agent.writing import Identity, Writing
+    from reconciler.agent.writing import Identity, Writing, with_its_slot
     from reconciler.cli import compose
     from reconciler.cli.parts import host, server_parts
     from reconciler.core.published import Published
@@ -107,19 +107,19 @@ def _run(options: Options, client: Client, no_lead: bool) -> int:
 
     seen = EtcdSeen(options.state_dir, lambda: client.cluster_id)
 
-    def look() -> Server:
+    def look(lock_group: str) -> Server:
         return read_server(
             client,
             keys,
             options.lrn,
             machine_id,
             boot_id,
-            group().reboot.lock_group,
+            lock_group,
             reboot_required=reboot.reboot_required(where, parts.hands.reboot_required_file),
         )
 
     def read() -> Server:
-        server = seen.through(look)
+        server = seen.through(lambda: with_its_slot(look, group().reboot.lock_group))
         settings.take(server.settings, parts.configure)
         publisher.update(etcd_requests=client.counts)
         return server

@@ -1,0 +1,134 @@
+"""`kill -9` before and after every single write and action of a rollout: always the same end. Promises 1, 2, 8, 9 and 12."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reconciler.core.artifact import Artifact, Container, Image, OsImage, ReleaseDeb
+from reconciler.core.state import (
+    ArtifactSet,
+    Desired,
+    OsDriver,
+    RebootPolicy,
+    Revision,
+    RolloutPolicy,
+    ServerGroup,
+)
+from reconciler.store.keys import Keys
+from reconciler.store.view import read_fleet
+from tests.conftest import Etcd
+from tests.fleet.checker import prove
+from tests.fleet.simulated import Fate, SimulatedFleet
+
+CHUNKS = 6
+"""The points are shared out among so many tests, so that they run side by side."""
+
+
+def deb(version: str) -> ReleaseDeb:
+    return ReleaseDeb("tool", "acme", "tool", version)
+
+
+def rolling(tag: str) -> Image:
+    return Image("app", "registry.example/app", tag, container=Container(started=("unseal",)))
+
+
+def stopped(tag: str) -> Image:
+    return Image("db", "registry.example/db", tag, container=Container(update="stop-all"))
+
+
+OLD: tuple[Artifact, ...] = (deb("v1"), rolling("1"), stopped("1"), OsImage("stable", "1"))
+NEW: tuple[Artifact, ...] = (deb("v2"), rolling("2"), stopped("2"), OsImage("stable", "2"))
+BOOT = ServerGroup(
+    "boot",
+    frozenset({0}),
+    OsDriver(reboot=True),
+    RebootPolicy(lock_group="rack", before=("drain",), after=("undrain",)),
+)
+REVISION = Desired(
+    Revision("2" * 40),
+    (ArtifactSet(NEW, frozenset({"boot"})), ArtifactSet((deb("v2"),), frozenset({"default"}))),
+    (BOOT,),
+    RolloutPolicy(),
+)
+
+
+def upgrade(etcd: Etcd, directory: Path, name: str, fate: Fate, *, who: int = 0) -> SimulatedFleet:
+    """Two servers, of which 0 has everything that a rollout can do; the fate is that of `who`. Runs until all is done."""
+    keys = Keys(f"{etcd.prefix}{name}/", f"{etcd.lock_prefix}/{name}")
+    fleet = SimulatedFleet(etcd.endpoint, etcd.client, keys, directory / name, revisions=[REVISION])
+    fleet.add(0, OLD)
+    fleet.add(1, (deb("v1"),))
+    for hook in ("drain", "undrain", "unseal"):
+        fleet.hook(0, hook)
+    since = etcd.client.read([]).revision
+    try:
+        for lrn in (0, 1):
+            fleet.start(lrn, fate if lrn == who else None)
+        for _ in range(60):
+            fleet.step()
+            rollout = read_fleet(etcd.client, keys).rollout
+            if rollout and rollout.outcome == "complete" and len(rollout.servers) == 2:
+                break
+    finally:
+        fleet.end()
+    judge(fleet, fate)
+    prove(etcd.client, keys, since)
+    return fleet
+
+
+def judge(fleet: SimulatedFleet, fate: Fate) -> None:
+    """The end is what it would have been, and nothing that was recorded was done again."""
+    at = f"killed at {fate.points[fate.chosen - 1] if fate.chosen else 'no point'} ({fate.chosen})"
+    seen = read_fleet(fleet.admin, fleet.keys)
+    assert seen.rollout and seen.rollout.outcome == "complete" and not seen.rollout.out, at
+    for lrn, wanted in ((0, NEW), (1, (deb("v2"),))):
+        versions = {artifact.key: artifact.version for artifact in wanted}
+        assert fleet.places[lrn].has == versions and not fleet.places[lrn].half, at
+        assert {key: item.version for key, item in seen.recorded[lrn].items()} == versions, at
+        assert all(record.state == "done" for record in seen.steps[lrn].values()), at
+        assert_nothing_twice(fleet, lrn, at)
+    assert all(not lock.holders and not lock.semaphore.holders for lock in seen.locks.values()), at
+    place = fleet.places[0]
+    assert place.boots == 1 and place.staged is None and not place.stopped, at
+    hooks = Counter((place.host.root / "hooks").read_text().split())
+    assert all(1 <= hooks[name] <= 2 for name in ("drain", "undrain", "unseal")), f"{at}: {hooks}"
+
+
+STEPS = {
+    "fetch": "prefetch:{}:fetch",
+    "stop": "stop:{}:stop",
+}
+
+
+def assert_nothing_twice(fleet: SimulatedFleet, lrn: int, at: str) -> None:
+    recorded: set[str] = set()
+    for entry in fleet.places[lrn].journal:
+        if entry.what == "recorded":
+            assert entry.subject not in recorded or ":host:" in entry.subject, (
+                f"{at}: {entry.subject} is recorded twice"
+            )
+            recorded.add(entry.subject)
+            continue
+        phase = {"deb/tool": "debs", "os-image": "os-image"}.get(entry.subject, "containers")
+        step = STEPS.get(entry.what, f"{phase}:{{}}:change").format(entry.subject)
+        assert step not in recorded, (
+            f"{at}: {entry.what} {entry.subject} was done again after it was recorded"
+        )
+
+
+@pytest.fixture(scope="module")
+def points(etcd_server: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    yield 0
+
+
+def test_a_rollout_without_any_trouble(etcd: Etcd, tmp_path: Path) -> None:
+    fate = Fate()
+    fleet = upgrade(etcd, tmp_path, "all", fate)
+    kinds = Counter(name.split()[0] for name in fate.points)
+    assert kinds["before"] > 60 and kinds["in"] == 4, "the loops below are over these"
+    did = [(entry.what, entry.subject) for entry in fleet.places[0].journal if entry.what != "recorded"]
+    assert sorted(set(did)) == sorted(did), "each action once"
