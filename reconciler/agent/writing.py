@@ -155,7 +155,7 @@ class Writing:
         if move.closing:
             return mine.begin_closing(record, holder, status=status)
         if move.repair:
-            return self._mine.begin_repair(record, holder=holder)
+            return mine.begin_repair(record, holder=holder)
         if server.phase is None:
             raise Fenced(f"cannot begin {step.id}: no phase is open")
         return mine.begin(record, server.phase, holder=holder, status=status)

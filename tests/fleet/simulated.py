@@ -237,6 +237,7 @@ class MortalClient(Client):
         self._keys, self._places, self._fate = keys, places, fate
         self.leases: list[int] = []
         self.lose_reply = False
+        self.has_lost_the_lead = False
 
     def read(self, ranges: Sequence[KeyRange], revision: int | None = None) -> Snapshot:
         self._require_alive()
@@ -253,6 +254,9 @@ class MortalClient(Client):
         self._judge(then)
         reply = super().txn(compares, then, otherwise)
         if reply.succeeded:
+            assert not (self.has_lost_the_lead and self._is_a_leaders(then)), (
+                f"{name} by one that leads no more"
+            )
             self._note(then)
         self._fate.point(f"after {name}")
         if self.lose_reply:
@@ -277,6 +281,13 @@ class MortalClient(Client):
     def _require_alive(self) -> None:
         if self._fate.dead:
             raise Unavailable("this agent was killed")
+
+    def _is_a_leaders(self, operations: Sequence[Operation]) -> bool:
+        return any(
+            isinstance(operation, Put)
+            and operation.key in (self._keys.rollout, self._keys.phase, self._keys.noted)
+            for operation in operations
+        )
 
     def _name(self, operations: Sequence[Operation]) -> str:
         keys = [
@@ -448,12 +459,16 @@ class SimulatedFleet:
         """New objects for a dead agent, with the same fate. Its place in the leader's line has run out meanwhile."""
         agent = self.agents[lrn]
         agent.bury()
-        (line,) = self.admin.read([under(self.keys.election)]).items
-        for item in line:
-            if item.lease in agent.client.leases:
-                self.admin.revoke(item.lease)
+        self.loses_its_place(lrn)
         fate = agent.fate
         self.start(lrn, Fate(fate.chosen, fate.points, at_point=fate.at_point))
+
+    def loses_its_place(self, lrn: int) -> None:
+        """Its place in the leader's line runs out."""
+        (line,) = self.admin.read([under(self.keys.election)]).items
+        for item in line:
+            if item.lease in self.agents[lrn].client.leases:
+                self.admin.revoke(item.lease)
 
     def end(self) -> None:
         for agent in self.agents.values():

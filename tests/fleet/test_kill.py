@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from reconciler.core.state import (
     ServerGroup,
 )
 from reconciler.store.keys import Keys
+from reconciler.store.transaction import under
 from reconciler.store.view import read_fleet
 from tests.conftest import Etcd
 from tests.fleet.checker import prove
@@ -56,15 +57,28 @@ REVISION = Desired(
 )
 
 
-def upgrade(etcd: Etcd, directory: Path, name: str, fate: Fate, *, who: int = 0) -> SimulatedFleet:
-    """Two servers, of which 0 has everything that a rollout can do; the fate is that of `who`. Runs until all is done."""
+def upgrade(
+    etcd: Etcd,
+    directory: Path,
+    name: str,
+    fate: Fate,
+    *,
+    who: int = 0,
+    trouble: Callable[[SimulatedFleet], None] | None = None,
+) -> SimulatedFleet:
+    """Two servers, of which 0 has everything that a rollout can do; the fate is that of `who`. Runs until all is done.
+
+    `trouble` is what happens at the chosen point, where it is no kill.
+    """
     keys = Keys(f"{etcd.prefix}{name}/", f"{etcd.lock_prefix}/{name}")
     fleet = SimulatedFleet(etcd.endpoint, etcd.client, keys, directory / name, revisions=[REVISION])
     fleet.add(0, OLD)
     fleet.add(1, (deb("v1"),))
     for hook in ("drain", "undrain", "unseal"):
         fleet.hook(0, hook)
-    since = etcd.client.read([]).revision
+    since = etcd.client.read([under(keys.status)]).revision
+    if trouble is not None:
+        fate.at_point = lambda: trouble(fleet)
     try:
         for lrn in (0, 1):
             fleet.start(lrn, fate if lrn == who else None)
@@ -83,6 +97,7 @@ def upgrade(etcd: Etcd, directory: Path, name: str, fate: Fate, *, who: int = 0)
 def judge(fleet: SimulatedFleet, fate: Fate) -> None:
     """The end is what it would have been, and nothing that was recorded was done again."""
     at = f"killed at {fate.points[fate.chosen - 1] if fate.chosen else 'no point'} ({fate.chosen})"
+    assert len(fate.points) >= fate.chosen, "the chosen point was never come to"
     seen = read_fleet(fleet.admin, fleet.keys)
     assert seen.rollout and seen.rollout.outcome == "complete" and not seen.rollout.out, at
     for lrn, wanted in ((0, NEW), (1, (deb("v2"),))):
@@ -120,11 +135,6 @@ def assert_nothing_twice(fleet: SimulatedFleet, lrn: int, at: str) -> None:
         )
 
 
-@pytest.fixture(scope="module")
-def points(etcd_server: object, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    yield 0
-
-
 def test_a_rollout_without_any_trouble(etcd: Etcd, tmp_path: Path) -> None:
     fate = Fate()
     fleet = upgrade(etcd, tmp_path, "all", fate)
@@ -132,3 +142,51 @@ def test_a_rollout_without_any_trouble(etcd: Etcd, tmp_path: Path) -> None:
     assert kinds["before"] > 60 and kinds["in"] == 4, "the loops below are over these"
     did = [(entry.what, entry.subject) for entry in fleet.places[0].journal if entry.what != "recorded"]
     assert sorted(set(did)) == sorted(did), "each action once"
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_killed_at_every_point_it_comes_to_the_same_end(etcd: Etcd, tmp_path: Path, chunk: int) -> None:
+    """The agent that leads and has everything to do: before and after each write, before, in and after each action."""
+    fate = Fate()
+    upgrade(etcd, tmp_path, "all", fate)
+    for chosen in range(chunk + 1, len(fate.points) + 1, CHUNKS):
+        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen))
+
+
+def test_one_that_does_not_lead_is_killed_at_every_point(etcd: Etcd, tmp_path: Path) -> None:
+    fate = Fate()
+    upgrade(etcd, tmp_path, "all", fate, who=1)
+    for chosen in range(1, len(fate.points) + 1):
+        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), who=1)
+
+
+def loses_the_reply(fleet: SimulatedFleet) -> None:
+    fleet.agents[0].client.lose_reply = True
+
+
+def loses_the_lead(fleet: SimulatedFleet) -> None:
+    fleet.loses_its_place(0)
+    fleet.agents[0].client.has_lost_the_lead = True
+
+
+@pytest.mark.parametrize("chunk", range(2))
+def test_the_reply_to_each_write_is_lost(etcd: Etcd, tmp_path: Path, chunk: int) -> None:
+    """Promise 12: the write happened, and nobody is told."""
+    fate = Fate()
+    upgrade(etcd, tmp_path, "all", fate)
+    writes = [number for number, name in enumerate(fate.points, 1) if name.startswith("before writing")]
+    for chosen in writes[chunk::2]:
+        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), trouble=loses_the_reply)
+
+
+def test_the_lead_is_lost_before_each_write_of_the_leader(etcd: Etcd, tmp_path: Path) -> None:
+    """Promise 2: what it has decided and not written yet is refused; another one leads on, and the end is the same."""
+    fate = Fate()
+    upgrade(etcd, tmp_path, "all", fate)
+    leaders = (
+        "before writing status/current",
+        "before writing status/phase",
+        "before writing info/neco-release",
+    )
+    for chosen in [number for number, name in enumerate(fate.points, 1) if name in leaders]:
+        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), trouble=loses_the_lead)
