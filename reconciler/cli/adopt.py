@@ -10,7 +10,7 @@ import click
 from reconciler.cli import compose
 from reconciler.cli.options import Options
 from reconciler.cli.program import Call, Verb
-from reconciler.core.artifact import Artifact, Key
+from reconciler.core.artifact import Artifact, Key, Known
 from reconciler.core.state import Detail, Fleet, Installed
 from reconciler.errors import HeldBack, UsageError
 
@@ -50,9 +50,10 @@ def adopt(call: Call, yes: bool) -> int:
         archived = store.administration.adopt_status(at) if neco else None
         ledger = Ledger.open(host(options))
         for artifact, said in found.values():
-            detail = Detail(artifact, said, desired.revision.id, at)
-            installed = Installed(artifact.key, artifact.version, detail)
-            store.administration.adopt_installed(options.lrn, Found((installed,)))
+            if not isinstance(artifact, Known):
+                detail = Detail(artifact, said, desired.revision.id, at)
+                installed = Installed(artifact.key, artifact.version, detail)
+                store.administration.adopt_installed(options.lrn, Found((installed,)))
             if not ledger.has(artifact.key):
                 ledger.put(
                     Entry(
@@ -84,19 +85,24 @@ def _refuse_if_at_work(options: Options, fleet: Fleet) -> None:
         )
 
 
-def _owned(options: Options, fleet: Fleet) -> dict[Key, tuple[Artifact, str]]:
-    """What is desired, recorded in that version (or not at all), and found on the host: as it is desired, and as it is found."""
+def _owned(options: Options, fleet: Fleet) -> dict[Key, tuple[Artifact | Known, str]]:
+    """What the host has of what is recorded without our details, or desired: as it is desired (or only known), and as it is found."""
     from reconciler.cli.parts import host, server_parts
 
     desired = compose.desired(options)
     group = desired.group_of(options.lrn)
     hands = server_parts(options, host(options), lambda: group).hands
     recorded = fleet.recorded.get(options.lrn, {})
-    wanted = {
-        key: artifact
-        for key, artifact in desired.artifacts_of(options.lrn).items()
-        if key not in recorded or (recorded[key].detail is None and recorded[key].version == artifact.version)
+    asked = desired.artifacts_of(options.lrn)
+    wanted: dict[Key, Artifact | Known] = {
+        key: artifact for key, artifact in asked.items() if key not in recorded
     }
+    for key, installed in recorded.items():
+        artifact = asked.get(key)
+        if installed.detail is not None or hands.ledger.has(key):
+            continue
+        same = artifact is not None and artifact.version == installed.version
+        wanted[key] = artifact if artifact is not None and same else Known(key, installed.version)
     there = hands.look(wanted.values())
     return {
         key: (artifact, there[key])
@@ -105,12 +111,12 @@ def _owned(options: Options, fleet: Fleet) -> dict[Key, tuple[Artifact, str]]:
     }
 
 
-def _says(found: str, artifact: Artifact) -> bool:
+def _says(found: str, artifact: Artifact | Known) -> bool:
     """Whether what the host says is the desired version: nothing is recorded that could vouch for it."""
     return found.split()[0] in (artifact.version, artifact.version.removeprefix("v"))
 
 
-def _show(options: Options, fleet: Fleet, found: dict[Key, tuple[Artifact, str]]) -> None:
+def _show(options: Options, fleet: Fleet, found: dict[Key, tuple[Artifact | Known, str]]) -> None:
     if options.output == "json":
         compose.print_json(
             [

@@ -8,6 +8,7 @@ import click
 
 from reconciler.cli import compose
 from reconciler.cli.program import Call, Number, Verb
+from reconciler.desired.source import COMMIT
 
 
 @click.command("history", cls=Verb)
@@ -28,6 +29,11 @@ def history(call: Call, most: int) -> int:
     for rollout in finished:
         servers = f"{len(rollout.servers)} server{'s' if len(rollout.servers) != 1 else ''}"
         click.echo(
-            f"{rollout.started[:19]}Z  {rollout.revision[:12]}  {rollout.outcome:<9} {servers:<12} {rollout.message}"
+            f"{rollout.started[:19]}Z  {_shown(rollout.revision):<12}  {rollout.outcome:<9} {servers:<12} {rollout.message}"
         )
     return 0
+
+
+def _shown(revision: str) -> str:
+    """A commit's first digits; what Neco called a release is shown whole."""
+    return revision[:12] if COMMIT.fullmatch(revision) else revision

@@ -362,7 +362,8 @@ class Containers:
             if key.name in self._runtime().containers():
                 raise HostError(
                     f"cannot remove {key.subject} from server {self._host.lrn}: a container of this name is there, but not "
-                    "in this host's ledger, so it was not installed from here"
+                    "in this host's ledger, so it was not installed from here; `reconcile adopt` takes it over, `prune: false` in "
+                    "the RolloutPolicy leaves it"
                 )
             return
         image = entry.artifact

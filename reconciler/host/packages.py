@@ -316,7 +316,10 @@ class Packages:
     def _refuse_removal(self, key: Key, package: Package, entry: Entry | None) -> None:
         what = f"cannot remove deb {key.name} {package.version} from server {self._host.lrn}"
         if entry is None:
-            raise HostError(f"{what}: it is not in this host's ledger, so it was not installed from here")
+            raise HostError(
+                f"{what}: it is not in this host's ledger, so it was not installed from here; "
+                "`reconcile adopt` takes it over, `prune: false` in the RolloutPolicy leaves it"
+            )
         if package.essential:
             raise HostError(f"{what}: the package is essential, and the system may not work without it")
         if package.held:

@@ -34,10 +34,11 @@ class Ran:
 
 @dataclass
 class Command:
-    """`reconcile` in the directory `below`, with a state directory of its own. `variables` stand for its options."""
+    """`reconcile` in the directory `below`, with a state directory of its own. `variables` stand for its options, `environment` is for others."""
 
     below: Path
     variables: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -49,7 +50,7 @@ class Command:
         done = subprocess.run(
             [sys.executable, "-m", "reconciler", *map(str, words)],
             cwd=self.below,
-            env=self.environment(env or {}),
+            env=self.whole_environment(env or {}),
             input=stdin,
             stdin=subprocess.DEVNULL if stdin is None else None,
             capture_output=True,
@@ -65,7 +66,7 @@ class Command:
     def state_dir(self) -> Path:
         return self.below / "state"
 
-    def environment(self, more: Mapping[str, str]) -> dict[str, str]:
+    def whole_environment(self, more: Mapping[str, str]) -> dict[str, str]:
         """Nothing of this process's environment but where programs and modules are."""
         given = {
             "PATH": os.environ["PATH"],
@@ -74,6 +75,7 @@ class Command:
             "LANG": "C.UTF-8",
             "RECONCILER_STATE_DIR": str(self.state_dir),
             **{f"RECONCILER_{name.upper()}": value for name, value in self.variables.items()},
+            **self.environment,
             **more,
         }
         return {name: value for name, value in given.items() if value}

@@ -13,6 +13,7 @@ from tests.cli.command import Command, of
 from tests.cli.git import Repository
 from tests.conftest import Etcd
 from tests.debs import bare_host
+from tests.podman import podman_below
 from tests.release_server import ReleaseServer
 
 
@@ -36,6 +37,14 @@ def host(tmp_path: Path) -> Host:
     boot.parent.mkdir(parents=True)
     boot.write_text(f"{uuid.uuid4()}\n")
     return made
+
+
+@pytest.fixture
+def podman_environment(tmp_path: Path, command: Command) -> Iterator[dict[str, str]]:
+    """A podman of this test's own, which the command uses too."""
+    with podman_below(tmp_path / "podman") as environment:
+        command.environment.update(environment)
+        yield dict(environment)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from tests.cli.git import FILE, SET, Repository, artifacts
 from tests.conftest import Etcd
 from tests.debs import DebSpec, build, state
 from tests.etcd_server import etcdctl, free_ports
+from tests.registry import registry
 from tests.release_server import ReleaseServer
 
 REFUSED, USAGE = 5, 64
@@ -347,19 +348,17 @@ def test_what_cannot_be_fetched_stops_the_pass_before_anything_changes(
 
 
 @pytest.mark.needs("podman", "docker-registry", "busybox")
+@pytest.mark.usefixtures("podman_environment")
 def test_a_tag_that_does_not_exist_stops_the_pass_before_anything_changes(
     command: Command, repository: Repository, etcd: Etcd, host: Host, tmp_path: Path
 ) -> None:
-    from tests.podman import podman_below
-    from tests.registry import registry
-
-    with registry(tmp_path / "registry") as there, podman_below(tmp_path / "podman") as environment:
-        there.push("web", "1")
-        wanted = {"name": "web", "repository": there.repository("web"), "tag": "7"}
+    with registry(tmp_path / "registry") as images:
+        images.push("web", "1")
+        wanted = {"name": "web", "repository": images.repository("web"), "tag": "7"}
         repository.commit(artifacts(images=[wanted]))
-        ran = command("--yes", env=environment)
+        ran = command("--yes")
         assert ran.status == 1
-        assert f"{there.repository('web')}:7" in ran.err[ran.err.index("reconcile: ") :]
+        assert f"{images.repository('web')}:7" in ran.err[ran.err.index("reconcile: ") :]
     check_nothing_installed(etcd, host)
 
 
