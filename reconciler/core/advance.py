@@ -382,12 +382,12 @@ def _is_needed(server: Server, rollout: str, chain: str) -> bool:
 def _may_try(record: StepRecord | None, server: Server) -> bool:
     """A closing step that has failed is tried once more for each newer rollout: until then its server keeps its slot.
 
-    A reboot is only looked at, never asked for again, and there is nothing to see before there was a boot.
+    A reboot is only looked at, never asked for again: after each boot once, whoever caused it.
     """
     if record is None or record.state != "failed":
         return True
-    if _effect_of(record.id) == "reboot" and record.boot_id == server.boot_id:
-        return False
+    if _effect_of(record.id) == "reboot":
+        return record.boot_id != server.boot_id
     rollout = server.rollout
     return rollout is not None and record.rollout != rollout.id and record.mod_revision < rollout.mod_revision
 

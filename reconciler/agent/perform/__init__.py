@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from reconciler.agent.hands import Did, Hands, pin_of
@@ -76,6 +76,9 @@ def perform(move: Perform, plan: Plan, server: Server, hands: Hands, writing: Wr
     except (HostError, Unavailable) as error:
         seconds = time.monotonic() - started
         found = error.did if isinstance(error, Restored) else Did()
+        if booted:
+            # This boot has been looked at: only another one can show anything else.
+            record = replace(record, boot_id=server.boot_id)
         writing.fail(record, server, str(error), found)
         log.error("%s failed: %s", step.id, error, extra=_fields(server, step, move.rollout))
         return Failed(step, seconds, str(error))
