@@ -108,6 +108,19 @@ class Machine:
         return state(Host(self.root), name)
 
     @property
+    def os(self) -> str:
+        """The OS that runs, where its hooks are installed."""
+        return (self.directory / "os").read_text().strip()
+
+    def os_hooks(self, current: str) -> None:
+        """The hooks of the `command` driver, over two files that the reboot command knows."""
+        where = self.directory
+        (where / "os").write_text(f"{current}\n")
+        self.hook("os-current", f"cat {where}/os")
+        self.hook("os-stage", f'echo "$1/$2" > {where}/staged')
+        self.hook("os-rollback", f"rm -f {where}/staged")
+
+    @property
     def gate(self) -> Path:
         return self.directory / "gate"
 
@@ -280,6 +293,7 @@ class Servers:
             f'echo "$(date +%s.%N) {"boots" if new_boot else "hangs"}" >> {where}/reboots\n'
             f"id=$({boot}); echo $id > {machine.boot_file}\n"
             f"rm -f {machine.root}{self.reboot_required}\n"
+            f"if [ -e {where}/staged ]; then mv {where}/staged {where}/os; fi\n"
             f"kill -9 $(cat {where}/pid)\n"
         )
         script.chmod(0o755)
