@@ -5,11 +5,13 @@ Only where nobody else could do it: where this server's agent runs, or other ser
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from reconciler.cli import compose
 from reconciler.cli.compose import Store
 from reconciler.cli.options import Options
 from reconciler.cli.planning import Planned
+from reconciler.core.lead import Seen, Wait, lead
 from reconciler.core.state import Fleet, Rollout, Server
 from reconciler.errors import HeldBack, ReconcilerError
 
@@ -37,7 +40,7 @@ def carry_out(options: Options, plan: Planned) -> int:
     with compose.store_to_write(options) as store:
         fleet = store.fleet(recorded=False)
         _refuse_if_others(options, fleet)
-        _clear_failed(store, fleet)
+        _clear_way(store, fleet, plan)
         rollout = _run(options, store, plan)
     if rollout.outcome != "complete":
         raise ReconcilerError(
@@ -72,12 +75,17 @@ def _refuse_if_others(options: Options, fleet: Fleet) -> None:
         )
 
 
-def _clear_failed(store: Store, fleet: Fleet) -> None:
-    """A pass is a person's word to try again what failed; an agent waits for a new revision, or for `reconcile recover`."""
+def _clear_way(store: Store, fleet: Fleet, plan: Planned) -> None:
+    """A pass is a person's word to do it now, again where need be: an agent waits for a new revision, or for `recover`."""
     rollout = fleet.rollout
-    if rollout is not None and rollout.unfinished and rollout.stop:
+    if rollout is None:
+        return
+    if rollout.unfinished and rollout.stop:
         click.echo(f"Trying again what failed before: {rollout.message}", err=True)
         store.administration.recover(compose.timestamp())
+    elif rollout.version == plan.desired.revision.id:
+        # It was rolled out, and something has been lost since: a leader would not open it a second time.
+        store.administration.clear_finished()
 
 
 def _run(options: Options, store: Store, plan: Planned) -> Rollout:
@@ -127,14 +135,13 @@ def _run(options: Options, store: Store, plan: Planned) -> Rollout:
     worker = Worker(parts.hands, writing, follower, read, publisher, may_reboot=False)
     leading = Leading(store.client, store.keys, where.hostname or str(options.lrn), _TTL, bell.set)
     conductor = Conductor(leading, follower, parts.resolvers, publisher, notifier, options.alarm_after)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: _end(ending, bell, number, frame))
-    try:
-        return _until_done(store, worker, conductor, plan, ending, bell)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        leading.resign()
-        writing.close()
-        notifier.close()
+    with _ended_by_signals(ending, bell):
+        try:
+            return _until_done(store, worker, conductor, plan, options.lrn, ending, bell)
+        finally:
+            leading.resign()
+            writing.close()
+            notifier.close()
 
 
 def _until_done(
@@ -142,6 +149,7 @@ def _until_done(
     worker: Worker,
     conductor: Conductor,
     plan: Planned,
+    lrn: int,
     ending: threading.Event,
     bell: threading.Event,
 ) -> Rollout:
@@ -160,15 +168,41 @@ def _until_done(
             raise ReconcilerError(problem)
         reached = (rollout, fleet.phase, fleet.statuses)
         if reached == before:
+            _refuse_if_held_back(fleet, plan, lrn)
             bell.wait(min(pause, 1.0))
             bell.clear()
         before = reached
     raise HeldBack("interrupted: what was done is recorded, and the next pass or agent goes on from there")
 
 
-def _end(ending: threading.Event, bell: threading.Event, number: int, frame: FrameType | None) -> None:
-    ending.set()
-    bell.set()
+def _refuse_if_held_back(fleet: Fleet, plan: Planned, lrn: int) -> None:
+    """A pass does not stand and wait for a window, a slot, or for whoever paused: an agent does. Raises `HeldBack`."""
+    rollout, status = fleet.rollout, fleet.statuses.get(lrn)
+    if rollout is None or not rollout.unfinished:
+        order = lead(plan.desired, fleet, Seen(), compose.now())
+        if isinstance(order, Wait):
+            raise HeldBack(f"cannot apply now: {order.reason}")
+    elif status is not None and status.rollout == rollout.id and status.waiting is not None:
+        raise HeldBack(
+            f"cannot go on now: {status.message}\n"
+            "what was done is recorded, and the next pass or agent goes on from there"
+        )
+
+
+@contextlib.contextmanager
+def _ended_by_signals(ending: threading.Event, bell: threading.Event) -> Iterator[None]:
+    """SIGTERM and Ctrl-C let the step in flight come to its end: a dpkg is never cut off."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        ending.set()
+        bell.set()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _log_plainly() -> None:

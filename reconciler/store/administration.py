@@ -84,6 +84,19 @@ class Administration:
                 return rollout
         raise _crowded("clear the rollout")
 
+    def clear_finished(self) -> Rollout | None:
+        """Delete `status/` of a rollout that has ended, whose history was written then, so that its revision can be rolled
+        out again. The rollout, or None where there is none or it has not ended.
+        """
+        for _ in range(_ATTEMPTS):
+            rollout = self._rollout()
+            if rollout is None or rollout.unfinished or rollout.plan_format is None:
+                return None
+            gone = delete(self.keys.rollout)
+            if self._swap(gone, rollout.mod_revision, [delete_under(self.keys.status)]).made:
+                return rollout
+        raise _crowded("clear the rollout that has ended")
+
     def adopt_status(self, at: str) -> Rollout | None:
         """Archive what a stopped Neco left under `status/` into the history, and delete it. None where there is nothing."""
         for _ in range(_ATTEMPTS):
