@@ -90,6 +90,8 @@ class Place:
     before: dict[Key, Image] = field(default_factory=dict)
     images: dict[Key, Image] = field(default_factory=dict)
     journal: list[Entry] = field(default_factory=list)
+    wall: float = 1_700_000_000.0
+    """The time that its agent sees; 22:13 UTC on a Tuesday."""
     fails: dict[str, str] = field(default_factory=dict)
     """Action and subject (`apply deb/a`) → how it fails."""
 
@@ -365,7 +367,7 @@ class Agent:
             reboot_command=f"touch {place.asked_to_boot}",
             alarm_after=1.0,
             ending=PowerCord(place, fate),
-            wall=lambda: 1_700_000_000.0,
+            wall=lambda: place.wall,
         )
         self.follower = GivenRevisions(revisions, place)
         publisher = Publisher(Published(place.lrn))
@@ -384,7 +386,7 @@ class Agent:
             newest = self.follower.state.newest
             return with_its_slot(look, newest.group_of(place.lrn).reboot.lock_group if newest else "default")
 
-        self.worker = Worker(hands, self.writing, self.follower, read, publisher)
+        self.worker = Worker(hands, self.writing, self.follower, read, publisher, wall=hands.wall)
         self.leading = Leading(self.client, keys, f"boot-{place.lrn}", 30.0, lambda: None)
         self.notifier = Notifier(lambda: Addresses())
         self.conductor = Conductor(
