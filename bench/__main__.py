@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from bench import dry_run, fleet, start, validation
+from bench import dry_run, plans, rollout, start, validation
 from bench.machine import facts
 from bench.measure import Figure, NotMeasured, table
 from bench.stage import RECONCILE, Stage, stage
@@ -19,7 +19,8 @@ SUBJECTS: Mapping[str, Callable[[Stage, int], Iterator[Figure]]] = {
     "start": start.figures,
     "dry-run": dry_run.figures,
     "validate": validation.figures,
-    "fleet": fleet.figures,
+    "plans": plans.figures,
+    "rollout": rollout.figures,
 }
 
 

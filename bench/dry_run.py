@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bench.measure import Command, Figure, NotMeasured, measure
+from bench.measure import Command, Figure, NotMeasured, Target, measure
 from bench.peers import peer, version
 from bench.stage import Stage, planned, real_set
 
 PYINFRA = "pyinfra>=3,<4"
-SECONDS, MEGABYTES, TIMES = 0.350, 90, 0.5
+TARGETS = (Target(0.350), Target(90, "peak"), Target(0.5, "ratio"))
 
 
 def figures(stage: Stage, runs: int) -> Iterator[Figure]:
@@ -22,11 +22,11 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
     except NotMeasured as reason:
         print(f"  without pyinfra: {reason}", flush=True)
         (mine,) = measure(ours, runs=runs)
-        yield Figure("dry-run", what, mine, target_seconds=SECONDS, target_mb=MEGABYTES)
+        yield Figure("dry-run", what, mine, targets=TARGETS)
         return
     mine, other = measure(ours, theirs, runs=runs)
     beside = f"{version(theirs.program)} @local --dry"
-    yield Figure("dry-run", what, mine, beside, other, SECONDS, MEGABYTES, TIMES)
+    yield Figure("dry-run", what, mine, beside, other, TARGETS)
 
 
 def _pyinfra(stage: Stage, names: list[str]) -> Command:

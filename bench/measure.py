@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 
 class NotMeasured(Exception):
@@ -21,46 +22,94 @@ class NotMeasured(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
-    """Of several runs: seconds, and the largest peak of resident memory in MB (10^6 bytes)."""
+class Measured:
+    """What each of several runs took or reached, in `unit`; over all runs, the median of CPU seconds and the largest peak of memory.
 
-    median: float
-    best: float
-    worst: float
-    peak_mb: float
-    runs: int
+    CPU seconds are what is left to compare by where other programs run beside. MB are 10^6 bytes of resident memory.
+    """
+
+    values: tuple[float, ...]
+    unit: str = "s"
+    cpu: float | None = None
+    peak_mb: float | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    def as_json(self) -> dict[str, object]:
+        return {**asdict(self), "median": self.median, "runs": len(self.values)}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A bound on the median, on the peak of memory (MB), or on the ratio of the median to what stands beside it."""
+
+    limit: float
+    of: Literal["median", "peak", "ratio"] = "median"
+    at_least: bool = False
+
+    def met(self, figure: Figure) -> bool | None:
+        """None where it cannot be said: nothing stands beside it, or its memory is not known."""
+        value = {"median": figure.measured.median, "peak": figure.measured.peak_mb, "ratio": figure.ratio}[
+            self.of
+        ]
+        if value is None:
+            return None
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def text(self, unit: str) -> str:
+        value = {
+            "median": shown(self.limit, unit),
+            "peak": f"{self.limit:g} MB",
+            "ratio": f"{self.limit:g}×",
+        }[self.of]
+        return f"{'≥' if self.at_least else '≤'} {value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. `beside` is the peer or floor of the same run; targets are in seconds, MB and times `beside`."""
+    """One line of the table. `beside` names the peer or floor of the same run, or is None where the target alone judges."""
 
     subject: str
     what: str
-    timing: Timing
+    measured: Measured
     beside: str | None = None
-    beside_timing: Timing | None = None
-    target_seconds: float | None = None
-    target_mb: float | None = None
-    target_ratio: float | None = None
+    beside_measured: Measured | None = None
+    targets: tuple[Target, ...] = ()
 
     @property
     def ratio(self) -> float | None:
-        return self.timing.median / self.beside_timing.median if self.beside_timing else None
+        if self.beside_measured is None or not self.beside_measured.median:
+            return None
+        return self.measured.median / self.beside_measured.median
 
     @property
     def met(self) -> bool | None:
         """Whether every target is met; None where there is none."""
-        pairs = (
-            (self.timing.median, self.target_seconds),
-            (self.timing.peak_mb, self.target_mb),
-            (self.ratio, self.target_ratio),
-        )
-        judged = [value <= target for value, target in pairs if value is not None and target is not None]
+        judged = [met for target in self.targets if (met := target.met(self)) is not None]
         return all(judged) if judged else None
 
     def as_json(self) -> dict[str, object]:
-        return {**asdict(self), "ratio": self.ratio, "met": self.met}
+        return {
+            "subject": self.subject,
+            "what": self.what,
+            "measured": self.measured.as_json(),
+            "beside": self.beside,
+            "beside_measured": self.beside_measured.as_json() if self.beside_measured else None,
+            "targets": [asdict(target) for target in self.targets],
+            "ratio": self.ratio,
+            "met": self.met,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a program: seconds from start to end, seconds of CPU, and the peak of resident memory in MB."""
+
+    seconds: float
+    cpu: float
+    peak_mb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +125,8 @@ class Command:
     def program(self) -> Path:
         return Path(self.argv[0])
 
-    def run(self) -> tuple[float, float]:
-        """Seconds from start to end, and the peak of resident memory in MB. Another exit status is not a measurement."""
+    def run(self) -> Run:
+        """Start it and wait for its end. Another exit status than the one expected is not a measurement."""
         with Path(os.devnull).open("rb") as nothing, tempfile.TemporaryFile() as said:
             began = time.perf_counter()
             child = subprocess.Popen(
@@ -96,37 +145,39 @@ class Command:
                 said.seek(0)
                 last = said.read()[-500:].decode(errors="replace").strip()
                 raise NotMeasured(f"{' '.join(map(str, self.argv))} ended with {child.returncode}: {last}")
-        return seconds, used.ru_maxrss * 1024 / 1e6
+        return Run(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6)
 
 
-def measure(*commands: Command, runs: int) -> list[Timing]:
+def measure(*commands: Command, runs: int) -> list[Measured]:
     """Each command `runs` times, after one run that does not count, in turns: what disturbs one disturbs the others too."""
     for command in commands:
         command.run()
-    taken: list[list[tuple[float, float]]] = [[] for _ in commands]
+    taken: list[list[Run]] = [[] for _ in commands]
     for _ in range(runs):
         for results, command in zip(taken, commands, strict=True):
             results.append(command.run())
-    return [timing(results) for results in taken]
+    return [_of(results) for results in taken]
 
 
-def timing(results: Sequence[tuple[float, float]]) -> Timing:
-    seconds = [second for second, _ in results]
-    return Timing(
-        statistics.median(seconds), min(seconds), max(seconds), max(peak for _, peak in results), len(results)
+def _of(runs: Sequence[Run]) -> Measured:
+    return Measured(
+        tuple(run.seconds for run in runs),
+        cpu=statistics.median(run.cpu for run in runs),
+        peak_mb=max(run.peak_mb for run in runs),
     )
 
 
+HEADINGS = ("subject", "what", "median", "best", "worst", "n", "CPU", "peak", "beside it", "median", "ratio")
+RIGHT = {2, 3, 4, 5, 6, 7, 9, 10}
+
+
 def table(figures: Sequence[Figure]) -> str:
-    rows: list[tuple[str, ...]] = [
-        ("subject", "what", "median", "worst", "peak", "beside it", "median", "ratio", "target", "")
-    ]
-    rows += [_row(figure) for figure in figures]
+    """The figures as text, one a line."""
+    rows: list[tuple[str, ...]] = [(*HEADINGS, "target", ""), *map(_row, figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    right = {2, 3, 4, 6, 7}
     lines = [
         "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
+            cell.rjust(width) if column in RIGHT else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
@@ -135,25 +186,27 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def _row(figure: Figure) -> tuple[str, ...]:
-    beside = figure.beside_timing
-    targets = [
-        _seconds(figure.target_seconds) if figure.target_seconds is not None else "",
-        f"{figure.target_mb:g} MB" if figure.target_mb is not None else "",
-        f"{figure.target_ratio:g}×" if figure.target_ratio is not None else "",
-    ]
+    mine, beside = figure.measured, figure.beside_measured
     return (
         figure.subject,
         figure.what,
-        _seconds(figure.timing.median),
-        _seconds(figure.timing.worst),
-        f"{figure.timing.peak_mb:.0f} MB",
+        shown(mine.median, mine.unit),
+        shown(min(mine.values), mine.unit),
+        shown(max(mine.values), mine.unit),
+        str(len(mine.values)),
+        shown(mine.cpu, "s") if mine.cpu is not None else "",
+        f"{mine.peak_mb:.0f} MB" if mine.peak_mb is not None else "",
         figure.beside or "",
-        _seconds(beside.median) if beside else "",
+        shown(beside.median, beside.unit) if beside else "",
         f"{figure.ratio:.2f}×" if figure.ratio is not None else "",
-        ", ".join(f"≤ {target}" for target in targets if target),
+        ", ".join(target.text(mine.unit) for target in figure.targets),
         {None: "", True: "met", False: "missed"}[figure.met],
     )
 
 
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
+def shown(value: float, unit: str) -> str:
+    """A number as a person reads it: `350 ms`, `1.30 s`, `412 cycles/s`."""
+    if unit == "s":
+        return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+    number = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{number} {unit}".rstrip()

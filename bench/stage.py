@@ -56,6 +56,11 @@ class Stage:
         if batch:
             self._call("kv/txn", {"success": batch})
 
+    def clear(self) -> None:
+        """Delete all keys."""
+        everything = _encoded("\0")
+        self._call("kv/deleterange", {"key": everything, "range_end": everything})
+
     def _call(self, method: str, body: object) -> None:
         request = urllib.request.Request(
             f"{self.endpoint}/v3/{method}", json.dumps(body).encode(), method="POST"

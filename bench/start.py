@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from bench.measure import Command, Figure, measure
+from bench.measure import Command, Figure, Target, measure
 from bench.stage import Stage
 
 
@@ -16,5 +16,5 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
         Command([sys.executable, "-c", "import click"]),
         runs=runs,
     )
-    yield Figure("start", "reconcile --help", command, "python and click", click, target_seconds=0.060)
+    yield Figure("start", "reconcile --help", command, "python and click", click, (Target(0.060),))
     yield Figure("start", "python and click", click, "python alone", floor)

@@ -10,10 +10,10 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bench.measure import Command, Figure, measure
+from bench.measure import Command, Figure, Target, measure
 from bench.stage import Stage, planned, real_set
 
-TARGETS: Mapping[int, tuple[float, float | None]] = {1_000: (1.5, None), 5_000: (3.0, 300)}
+TARGETS: Mapping[int, tuple[Target, ...]] = {1_000: (Target(1.5),), 5_000: (Target(3.0), Target(300, "peak"))}
 SERVERS = (1, 100, 1_000, 5_000)
 FOLDERS = {"image": "containers", "deb": "debs"}
 
@@ -27,14 +27,14 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
         recorded = count
         ours = stage.reconcile("--dry-run", "--all", "--repo", str(here))
         what = f"--all, {count:,} server{'s' if count > 1 else ''} × {len(artifacts)}"
-        seconds, megabytes = TARGETS.get(count, (None, None))
+        targets = TARGETS.get(count, ())
         if etcdctl := shutil.which("etcdctl"):
             argv = [etcdctl, "--endpoints", stage.endpoint, "get", "--prefix", "/neco/install/"]
             mine, floor = measure(ours, Command(argv, env={"ETCDCTL_API": "3"}), runs=runs)
-            yield Figure("fleet", what, mine, "etcdctl get of the same keys", floor, seconds, megabytes)
+            yield Figure("plans", what, mine, "etcdctl get of the same keys", floor, targets)
         else:
             (mine,) = measure(ours, runs=runs)
-            yield Figure("fleet", what, mine, target_seconds=seconds, target_mb=megabytes)
+            yield Figure("plans", what, mine, targets=targets)
 
 
 def _server(lrn: int, artifacts: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
