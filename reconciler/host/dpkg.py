@@ -287,7 +287,9 @@ def control(file: Path) -> Control:
     """What the .deb `file` says of itself; its beginning is enough. Raises `Unfetchable` where it is no .deb."""
     names = ("Package", "Version", "Architecture", "Installed-Size")
     try:
-        text = process.run(["dpkg-deb", "--field", file, *names], timeout=_QUERY_LIMIT).stdout
+        # It unpacks beside the file: in a container whose root is read-only there may be no other place.
+        env = {"TMPDIR": str(file.parent)}
+        text = process.run(["dpkg-deb", "--field", file, *names], timeout=_QUERY_LIMIT, env=env).stdout
     except ProcessFailed as error:
         if error.status is None:
             raise
