@@ -1,8 +1,7 @@
-"""Builds one server's parts from the options: its host, drivers, and what resolves references. Called by `agent`, a pass, `drift`, `adopt`."""
+"""Builds one server's parts from the options: its drivers, and what resolves references. Called by `agent`, a pass, `drift`, `adopt`."""
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -10,22 +9,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from reconciler.agent.hands import Hands
+from reconciler.cli.here import host, policy
 from reconciler.core.artifact import Artifact, Key, Kind, Known, Pin
 from reconciler.core.state import DEFAULT_GROUP, OsDriver, ServerGroup, Settings
-from reconciler.errors import UsageError
-from reconciler.host import place
 from reconciler.host.containers import Containers
 from reconciler.host.driver import Driver, Host, Progress, silent
 from reconciler.host.ledger import Ledger
 from reconciler.host.os_image import OsImages
 from reconciler.host.packages import Packages
-from reconciler.host.policy import EVERYTHING, HostPolicy
 
 if TYPE_CHECKING:
     from reconciler.agent.resolve import Resolver
     from reconciler.cli.options import Options
 
-_POLICY_LIMIT = 1 << 20
+__all__ = ["ServerParts", "host", "policy", "server_parts"]
 
 
 class GroupOsImages:
@@ -70,25 +67,6 @@ class ServerParts:
     configure: Callable[[Settings], None]
 
 
-def host(options: Options, lock_fd: int | None = None) -> Host:
-    """The server that this process works for."""
-    return Host(
-        options.host_root, _execution(options), options.state_dir, options.lrn, _hostname(options), lock_fd
-    )
-
-
-def policy(options: Options, where: Host) -> HostPolicy:
-    """What the host allows; everything where it has no policy and none was asked for. Raises `Refused`."""
-    from reconciler.wire.settings import read_policy
-
-    data = place.read(where, options.policy, _POLICY_LIMIT)
-    if data is None:
-        if options.given("policy"):
-            raise UsageError(f"cannot read the host's policy {options.policy}: it is not there")
-        return EVERYTHING
-    return read_policy(data, str(options.policy))
-
-
 def server_parts(
     options: Options,
     where: Host,
@@ -128,25 +106,9 @@ def server_parts(
     return ServerParts(hands, {"deb": packages, "image": containers, "os-image": os_image}, configure)
 
 
-def _execution(options: Options) -> Literal["direct", "chroot", "nsenter"]:
-    """`auto`: directly where the server's file system is this process's own, else by chroot into it."""
-    match options.host_exec:
-        case "direct" | "chroot" | "nsenter" as asked:
-            return asked
-        case _:
-            return "direct" if str(options.host_root) == "/" else "chroot"
-
-
 def _runtime(options: Options) -> Literal["auto", "podman", "docker"]:
     match options.runtime:
         case "podman" | "docker" as asked:
             return asked
         case _:
             return "auto"
-
-
-def _hostname(options: Options) -> str:
-    found = (
-        place.text(Host(options.host_root), "/etc/hostname", 300) if str(options.host_root) != "/" else None
-    )
-    return found or socket.gethostname()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reconciler.cli.here import check_removals, check_revision
 from reconciler.cli.options import Options
 from reconciler.core.advance import interrupted
 from reconciler.core.artifact import Key
@@ -63,18 +64,27 @@ def planned(options: Options, asked: Asked) -> Planned:
     from reconciler.cli import compose
 
     desired = compose.desired(options)
+    if _is_here(options, asked):
+        check_revision(options, desired)
     fleet, recorded = _recorded(options, asked)
     servers = _servers(options, asked, fleet)
-    return Planned(desired, fleet, plans_for(options, asked, desired, fleet, servers), recorded)
+    plans = plans_for(options, asked, desired, fleet, servers)
+    if _is_here(options, asked):
+        check_removals(options, [change.key for change in plans[0].changes if change.action == "remove"])
+    return Planned(desired, fleet, plans, recorded)
 
 
 def plans_for(
     options: Options, asked: Asked, desired: Desired, fleet: Fleet, servers: tuple[int, ...]
 ) -> tuple[Plan, ...]:
     """A plan a server. On this server itself the host is looked at too, unless the recorded state is a snapshot."""
-    here = options.lrn in servers and asked.recorded is None and not asked.all_servers
-    observed = {options.lrn: _observed(options, desired, fleet)} if here else {}
+    observed = {options.lrn: _observed(options, desired, fleet)} if _is_here(options, asked) else {}
     return plans_of(desired, fleet, servers, observed)
+
+
+def _is_here(options: Options, asked: Asked) -> bool:
+    """Whether the plan is for this server itself, as it is now."""
+    return asked.recorded is None and not asked.all_servers and _one_server(options, asked) == options.lrn
 
 
 def _unsettled(fleet: Fleet, lrn: int) -> frozenset[Key]:

@@ -22,7 +22,7 @@ from reconciler.store.session import Session
 from tests.cli.command import Command, Ran
 from tests.cli.git import Repository, artifacts, documents
 from tests.conftest import Etcd
-from tests.debs import DebSpec, bare_host, build, dpkg, state
+from tests.debs import DebSpec, build, dpkg, state
 from tests.etcd_server import etcdctl
 from tests.flatcar_server import INITRD, KERNEL
 from tests.flatcar_server import release_server as flatcar_server
@@ -123,8 +123,10 @@ def test_a_failure_is_tried_again_by_the_next_pass(
     command: Command, repository: Repository, host: Host, releases: ReleaseServer, packages: Packages
 ) -> None:
     repository.commit(artifacts(debs=[packages.deb("one", "1.0")]))
-    releases.fail("/files/", "404", times=1)
-    assert command("--yes").status == 1
+    releases.fail("/files/", "corrupt")
+    ran = command("--yes")
+    assert ran.status == 1
+    releases.orders.clear()
     ran = command("--yes").ok()
     assert "Trying again what failed before: " in ran.err
     assert state(host, "one") == "ii 1.0"
@@ -195,10 +197,12 @@ def answer(port: int) -> str:
     """What the web server there says, as soon as it says something."""
     end = time.monotonic() + 10
     while True:
-        with contextlib.suppress(urllib.error.URLError, OSError):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as reply:
-                text: str = reply.read().decode()
-                return text
+        with (
+            contextlib.suppress(urllib.error.URLError, OSError),
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as reply,
+        ):
+            text: str = reply.read().decode()
+            return text
         assert time.monotonic() < end, "nothing answers"
         time.sleep(0.05)
 
@@ -333,12 +337,13 @@ def test_a_pass_ends_before_a_reboot(
     """That is the agent's: this process would not come back."""
     hook(host, "os-current", f"cat {tmp_path}/running")
     hook(host, "os-stage", f'printf "%s\\n" "$*" >> {tmp_path}/staged')
+    hook(host, "os-rollback", "exit 1")
     (tmp_path / "running").write_text("stable/1.0\n")
     command.variables["reboot_command"] = f"touch {tmp_path}/rebooted"
     repository.commit(boot("2.0", osImage={"driver": "command"}))
     assert "reboot (lock default)" in command("--dry-run").ok().out
     ran = command("--yes")
-    assert ran.status == HELD_BACK
+    assert ran.status == HELD_BACK, ran.err
     assert "server 0 has to reboot for this revision, and that is its agent's to do" in ran.err
     assert (tmp_path / "staged").exists()
     assert not (tmp_path / "rebooted").exists()
@@ -426,15 +431,50 @@ def test_outside_the_release_time(command: Command, host: Host, etcd: Etcd) -> N
     assert (state(host, "one"), recorded(etcd)) == ("", {})
 
 
-@pytest.mark.usefixtures("pending")
-def test_the_host_does_not_allow_it(command: Command, host: Host, etcd: Etcd, tmp_path: Path) -> None:
+def allow(host: Host, text: str) -> None:
     policy = host.root / "etc/reconciler/policy.yaml"
-    policy.parent.mkdir()
-    policy.write_text("apiVersion: reconciler/v1\nkind: HostPolicy\npackages: []\n")
-    ran = command("--yes")
-    assert ran.status == 5, ran
-    assert "one" in ran.err and "policy.yaml" in ran.err
+    policy.parent.mkdir(exist_ok=True)
+    policy.write_text(f"apiVersion: reconciler/v1\nkind: HostPolicy\n{text}\n")
+
+
+@pytest.mark.usefixtures("pending")
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            "allow: {releaseOwners: [cybozu-go]}",
+            "deb one: a release of o/one is not allowed by this host's policy (releaseOwners)",
+        ),
+        ("allow: {packages: [t*]}", "deb one is not allowed by this host's policy (packages)"),
+        ("allow: {sources: [https://git.example/*]}", "is not allowed by this host's policy (sources)"),
+        ("alow: {}", "/etc/reconciler/policy.yaml:3:1: alow: this field is not known; did you mean allow?"),
+    ],
+)
+def test_the_hosts_policy_has_the_last_word(
+    command: Command, host: Host, etcd: Etcd, policy: str, message: str
+) -> None:
+    allow(host, policy)
+    for words in ("--dry-run", "--yes"):
+        ran = command(words)
+        assert (ran.status, ran.out) == (5, ""), ran
+        assert message in ran.err
     assert (state(host, "one"), recorded(etcd)) == ("", {})
+    # Another server's policy is its own affair.
+    assert command("--dry-run", "--server", "8").status == 0
+
+
+@pytest.mark.needs("dpkg")
+@pytest.mark.usefixtures("pending")
+def test_what_the_hosts_policy_never_lets_go(
+    command: Command, repository: Repository, host: Host, etcd: Etcd
+) -> None:
+    command("--yes").ok()
+    allow(host, "neverRemove: [one]")
+    repository.commit(artifacts(debs=[]))
+    ran = command("--yes")
+    assert (ran.status, ran.out) == (5, "")
+    assert "deb/one: this host's policy never lets it be removed (neverRemove)" in ran.err
+    assert (state(host, "one"), recorded(etcd)) == ("ii 1.0", {"debs/one": "v1.0"})
 
 
 @pytest.mark.needs("dpkg")

@@ -8,6 +8,7 @@ from reconciler.core.lead import timestamp
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import Detail, Installed, Server
 from reconciler.errors import HostError
+from reconciler.host.policy import check_removal
 
 
 def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
@@ -16,6 +17,8 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
         raise HostError(f"step {step.id} names nothing that could be changed")
     driver = hands.drivers[step.subject.kind]
     if wanted.action == "remove":
+        if forbidden := check_removal(hands.policy, step.subject):
+            raise HostError(f"cannot change server {server.lrn}: {forbidden[0]}")
         driver.remove(step.subject)
         return Did(removals=(step.subject,))
     artifact = wanted.after
