@@ -8,6 +8,7 @@ before, in the middle of and after every action on the host.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import uuid
@@ -35,6 +36,9 @@ from reconciler.store.keys import Keys
 from reconciler.store.serving import Found, recording
 from reconciler.store.transaction import Compare, Get, KeyRange, Operation, Put, Reply, Snapshot, put, under
 from reconciler.store.view import read_server
+
+_LOOKS = 2000
+"""No rollout here takes one agent as many looks at etcd."""
 
 
 class Killed(BaseException):
@@ -92,6 +96,8 @@ class Place:
     journal: list[Entry] = field(default_factory=list)
     wall: float = 1_700_000_000.0
     """The time that its agent sees; 22:13 UTC on a Tuesday."""
+    lies: set[Key] = field(default_factory=set)
+    """Artifacts whose installation succeeds and changes nothing."""
     fails: dict[str, str] = field(default_factory=dict)
     """Action and subject (`apply deb/a`) → how it fails."""
 
@@ -142,7 +148,8 @@ class SimulatedDriver:
         with self._acting("apply", key):
             self._place.half.add(key)
             self._fate.point(f"in apply {key.subject}")
-            self._put_in_place(artifact)
+            if key not in self._place.lies:
+                self._put_in_place(artifact)
             self._place.half.discard(key)
 
     def _put_in_place(self, artifact: Artifact) -> None:
@@ -382,7 +389,10 @@ class Agent:
         def look(group: str) -> Server:
             return read_server(self.client, keys, place.lrn, machine, place.boot_id, group)
 
+        looks = itertools.count()
+
         def read() -> Server:
+            assert next(looks) < _LOOKS, "the worker goes round and round"
             newest = self.follower.state.newest
             return with_its_slot(look, newest.group_of(place.lrn).reboot.lock_group if newest else "default")
 

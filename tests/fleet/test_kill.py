@@ -190,3 +190,18 @@ def test_the_lead_is_lost_before_each_write_of_the_leader(etcd: Etcd, tmp_path: 
     )
     for chosen in [number for number, name in enumerate(fate.points, 1) if name in leaders]:
         upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), trouble=loses_the_lead)
+
+
+def test_an_installation_that_succeeds_and_changes_nothing_is_not_recorded(
+    etcd: Etcd, tmp_path: Path
+) -> None:
+    """Promise 8: what counts is what the host shows afterwards."""
+    fleet = SimulatedFleet(etcd.endpoint, etcd.client, etcd.keys, tmp_path / "lies", revisions=[REVISION])
+    fleet.add(1, (deb("v1"),)).lies.add(deb("v2").key)
+    fleet.start(1)
+    for _ in range(8):
+        fleet.step()
+    fleet.end()
+    seen = read_fleet(etcd.client, etcd.keys)
+    assert seen.rollout and seen.rollout.stop and "cannot verify deb/tool v2" in seen.rollout.message
+    assert [item.version for item in seen.recorded[1].values()] == ["v1"]
