@@ -1,28 +1,45 @@
-"""The Containerfile, really built on a base of this machine's own distribution, and the command run in the image."""
+"""The Containerfile, really built on a base of this machine's own distribution; the command and the agent run in the image.
+
+The base, a whole small Debian, is the agent's host as well: a directory that podman mounts at `/host`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from reconciler.host.driver import Host
+from reconciler.store.transaction import under
+from tests.conftest import Etcd
+from tests.debs import DebSpec, build, state
+from tests.etcd_server import free_ports
+from tests.release_server import ReleaseServer
+
 ROOT = Path(__file__).parent.parent
 IMAGE = "localhost/reconciler:test"
 BASE = "localhost/base:test"
 BUNDLE = "etc/ssl/certs/ca-certificates.crt"
+SURROUNDINGS = ("--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
+"""What podman needs on a machine without systemd, where runc cannot raise limits."""
+LARGEST = 190 << 20
+"""Bytes that the image may have over its base."""
 PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_DEFAULT_TIMEOUT")
 
 pytestmark = pytest.mark.needs("buildah", "podman", "runc", "debootstrap", "apt-get")
 
 
-def run(*argv: str | Path, timeout: float = 170) -> str:
+def run(*argv: str | Path, timeout: float = 290) -> str:
     done = subprocess.run(
         argv, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
     )
@@ -37,16 +54,32 @@ class Storage:
     """Images and containers below a directory of their own, run without control groups or systemd."""
 
     directory: Path
+    driver: str
+
+    @classmethod
+    def below(cls, directory: Path) -> Storage:
+        """With layers where this machine has them; where it has not, each container is a copy of its image."""
+        layered = cls(directory, "overlay")
+        asked = subprocess.run(
+            ["podman", *layered.options, "info"], capture_output=True, timeout=60, check=False
+        )
+        return layered if asked.returncode == 0 else cls(directory, "vfs")
 
     @property
     def options(self) -> list[str]:
-        places = ["--root", str(self.directory / "images"), "--runroot", str(self.directory / "run")]
-        return [*places, "--storage-driver", "vfs"]
+        places = ["--root", str(self.directory / self.driver), "--runroot", str(self.directory / "run")]
+        return [*places, "--storage-driver", self.driver]
+
+    @property
+    def host(self) -> Path:
+        """The file system of the server that a sidecar works for."""
+        return self.directory / "host"
+
+    def podman(self, *argv: str) -> str:
+        return run("podman", *self.options, "--runtime", "/usr/sbin/runc", *argv)
 
     def run(self, *argv: str, options: Sequence[str] = ()) -> str:
-        limits = ["--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000"]
-        flags = ["run", "--rm", "--network", "host", "--no-healthcheck", *limits, *options]
-        return run("podman", *self.options, "--runtime", "/usr/sbin/runc", *flags, IMAGE, *argv)
+        return self.podman("run", "--rm", "--no-healthcheck", *SURROUNDINGS, *options, IMAGE, *argv)
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +88,12 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
         pytest.skip("debootstrap wants root")
     directory = tmp_path_factory.mktemp("container")
     try:
-        made = Storage(directory)
+        made = Storage.below(directory)
         _import_base(made)
         _build(made)
         yield made
+        made.podman("rm", "--all", "--force", "--time", "0")
+        made.podman("rmi", "--all", "--force")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -72,7 +107,7 @@ def _import_base(storage: Storage) -> None:
     archives = [line.split() for line in targets.splitlines() if line.startswith(f"{codename} ")]
     assert archives, f"apt-get names no archive of {codename}: {targets}"
     components = ",".join(sorted({component for _, _, component in archives} & {"main", "universe"}))
-    base = storage.directory / "base"
+    base = storage.host
     run(
         "debootstrap",
         "--variant=minbase",
@@ -82,6 +117,9 @@ def _import_base(storage: Storage) -> None:
         base,
         archives[0][1],
     )
+    run("chroot", base, "apt-get", "clean")
+    for index in (base / "var/lib/apt/lists").glob("*_*"):
+        index.unlink()
     # A throw-away image need not reach the disk before the next package.
     (base / "etc" / "dpkg" / "dpkg.cfg.d" / "unsafe-io").write_text("force-unsafe-io\n")
     # Who may vouch for the package index is this machine's affair.
@@ -90,7 +128,6 @@ def _import_base(storage: Storage) -> None:
     run("tar", "--directory", base, "--create", "--file", archive, ".")
     run("podman", *storage.options, "import", archive, BASE)
     archive.unlink()
-    shutil.rmtree(base)
 
 
 def _build(storage: Storage) -> None:
@@ -152,3 +189,142 @@ def test_nothing_in_it_builds_and_everything_is_compiled(storage: Storage) -> No
     assert compiled == "0 True", (
         "each source has its byte code, which is believed without a look at the source"
     )
+
+
+def test_it_is_small(storage: Storage) -> None:
+    """What docs/install.md says of its size."""
+    sizes = [json.loads(storage.podman("image", "inspect", image))[0]["Size"] for image in (IMAGE, BASE)]
+    assert sizes[0] - sizes[1] < LARGEST
+
+
+def test_an_ordinary_user_plans_and_checks_on_a_read_only_root(storage: Storage) -> None:
+    """Root is needed only for what changes the host."""
+    user = ["--user", "65534:65534", "--cap-drop", "all", "--read-only", "--read-only-tmpfs=false"]
+    mount = ["--volume", f"{ROOT / 'desired-state'}:/fleet/desired-state:ro", "--workdir", "/fleet"]
+    shown = storage.run("--dry-run", "--output", "json", options=[*user, *mount])
+    assert json.loads(shown)["summary"]["install"] == 16
+    assert "16 artifacts" in storage.run("validate", options=[*user, *mount])
+
+
+# --- the agent ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """The agent in a container, for the server whose file system is `storage.host`."""
+
+    storage: Storage
+    fleet: Path
+    releases: ReleaseServer
+    name = "reconciler"
+
+    def push(self, version: str) -> None:
+        """A revision that wants the package `greeting` in this version, on its branch of the bare repository."""
+        self.releases.add("acme", "greeting", f"v{version}", build(DebSpec("greeting", version), self.fleet))
+        work = self.fleet / "work"
+        (work / "desired-state").mkdir(exist_ok=True)
+        deb = {"name": "greeting", "owner": "acme", "repository": "greeting", "release": f"v{version}"}
+        document = {"apiVersion": "reconciler/v1", "kind": "ArtifactSet", "debs": [deb]}
+        (work / "desired-state" / "fleet.yaml").write_text(json.dumps(document))
+        git(work, "add", "--all")
+        git(work, "commit", "--quiet", "--message", version)
+        git(work, "push", "--quiet", "origin", "HEAD:main")
+
+    def on_the_host(self) -> str:
+        """What the host's dpkg says of the package."""
+        return state(Host(self.storage.host), "greeting")
+
+    def inside(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        command = ["podman", *self.storage.options, "--runtime", "/usr/sbin/runc", "exec", self.name, *argv]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    def is_healthy(self) -> bool:
+        """What the image's own health check says."""
+        command = ["podman", *self.storage.options, "--runtime", "/usr/sbin/runc"]
+        asked = subprocess.run(
+            [*command, "healthcheck", "run", self.name], capture_output=True, timeout=60, check=False
+        )
+        return asked.returncode == 0
+
+    def of(self, field: str) -> str:
+        return self.storage.podman("inspect", "--format", f"{{{{{field}}}}}", self.name).strip()
+
+    def log(self) -> str:
+        command = ["podman", *self.storage.options, "logs", self.name]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout + done.stderr
+
+    def wait(self, what: str, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < end, f"not within 30 s: {what}\n{self.log()}"
+            time.sleep(0.1)
+
+
+def git(directory: Path, *words: str | Path) -> None:
+    run("git", "-C", directory, "-c", "user.name=a", "-c", "user.email=a@example.com", *words)
+
+
+@pytest.fixture
+def sidecar(storage: Storage, etcd: Etcd, tmp_path: Path) -> Iterator[Sidecar]:
+    """A read-only container with the mounts that examples/sidecar gives it."""
+    (storage.host / "etc" / "machine-id").write_text(f"{1:032x}\n")
+    (storage.host / "var" / "lib" / "reconciler").mkdir(exist_ok=True)
+    git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "fleet.git")
+    git(tmp_path, "clone", "--quiet", tmp_path / "fleet.git", tmp_path / "work")
+    (port,) = free_ports(1)
+    with ReleaseServer(tmp_path / "releases").serving() as releases:
+        made = Sidecar(storage, tmp_path, releases)
+        made.push("1.0")
+        mounts = {
+            storage.host: "/host",
+            storage.host / "var/lib/reconciler": "/var/lib/reconciler",
+            tmp_path / "fleet.git": "/fleet.git:ro",
+        }
+        told = {
+            "REPO": "/fleet.git",
+            "LRN": "0",
+            "HOST_ROOT": "/host",
+            "LISTEN": f"127.0.0.1:{port}",
+            "ETCD": etcd.endpoint,
+            "PREFIX": etcd.prefix,
+            "LOCK_PREFIX": etcd.lock_prefix,
+            "GITHUB_API": releases.url,
+        }
+        volumes = [f"--volume={source}:{target}" for source, target in mounts.items()]
+        variables = [f"--env=RECONCILER_{name}={value}" for name, value in told.items()]
+        # No systemd is here whose timer would ask for the container's health: the test does.
+        timer = ["--health-interval", "disable"]
+        place = ["--name", made.name, "--read-only", "--read-only-tmpfs=false", *timer, *SURROUNDINGS]
+        try:
+            storage.podman("run", "--detach", *place, *volumes, *variables, IMAGE, "agent")
+            yield made
+        finally:
+            with contextlib.suppress(AssertionError):
+                storage.podman("rm", "--force", "--time", "0", made.name)
+
+
+@pytest.mark.needs("etcd", "git", "dpkg-deb")
+def test_the_sidecar_follows_a_push_changes_the_host_and_ends_in_order(sidecar: Sidecar, etcd: Etcd) -> None:
+    sidecar.wait("the host has the package", lambda: sidecar.on_the_host() == "ii 1.0")
+    assert (sidecar.storage.host / "usr/share/greeting/version").read_text() == "1.0\n"
+    assert sidecar.inside("dpkg-query", "--show", "greeting").returncode == 1, "the container has it not"
+    assert sidecar.inside("test", "-e", "/usr/share/greeting").returncode == 1
+    assert "Read-only file system" in sidecar.inside("touch", "/tmp/anything").stderr
+    assert sidecar.is_healthy()
+
+    sidecar.push("2.0")
+    sidecar.wait("a push does not wait for the poll", lambda: sidecar.on_the_host() == "ii 2.0")
+
+    # The health check is one that can fail: an agent that does not answer.
+    agent = int(sidecar.of(".State.Pid"))
+    os.kill(agent, signal.SIGSTOP)
+    assert not sidecar.is_healthy()
+    os.kill(agent, signal.SIGCONT)
+
+    sidecar.wait("all is recorded", lambda: "finishes the rollout" in sidecar.log().splitlines()[-1])
+    sidecar.storage.podman("stop", "--time", "20", sidecar.name)
+    assert sidecar.of(".State.ExitCode") == "0", sidecar.log()
+    assert "the step in flight is finished" in sidecar.log()
+    line, agents = etcd.client.read([under(etcd.keys.election), under(etcd.keys.agents)]).items
+    assert not line and not agents, "the lead and the server are given up"
