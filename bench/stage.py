@@ -9,6 +9,8 @@ import base64
 import contextlib
 import json
 import os
+import re
+import select
 import shutil
 import socket
 import subprocess
@@ -19,7 +21,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bench.measure import Command, NotMeasured
 
@@ -61,16 +63,65 @@ class Stage:
         everything = _encoded("\0")
         self._call("kv/deleterange", {"key": everything, "range_end": everything})
 
-    def _call(self, method: str, body: object) -> None:
-        request = urllib.request.Request(
+    def keys(self, folder: str) -> list[tuple[str, str, int]]:
+        """Key, value and create revision of what is below `folder`."""
+        end = folder[:-1] + chr(ord(folder[-1]) + 1)
+        answer = self._call("kv/range", {"key": _encoded(folder), "rangeEnd": _encoded(end)})
+        return [
+            (_decoded(kv["key"]), _decoded(kv.get("value", "")), int(kv["create_revision"]))
+            for kv in answer.get("kvs", ())
+        ]
+
+    def get(self, key: str) -> str | None:
+        found = self._call("kv/range", {"key": _encoded(key)}).get("kvs")
+        return _decoded(found[0].get("value", "")) if found else None
+
+    @contextlib.contextmanager
+    def watch(self, start: str) -> Iterator[Watch]:
+        """What happens from now on to keys that begin with `start`."""
+        end = start[:-1] + chr(ord(start[-1]) + 1)
+        asked = {"create_request": {"key": _encoded(start), "range_end": _encoded(end)}}
+        with urllib.request.urlopen(self._request("watch", asked), timeout=120) as answer:
+            answer.readline()
+            yield Watch(answer)
+
+    def requests(self) -> int:
+        """How many calls etcd has been asked for through gRPC, this process's own among them."""
+        with urllib.request.urlopen(f"{self.endpoint}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        started = re.findall(r"^grpc_server_started_total\{(.*)\} (\S+)$", text, re.MULTILINE)
+        return sum(int(float(number)) for labels, number in started if '"Health"' not in labels)
+
+    def _call(self, method: str, body: object) -> dict[str, Any]:
+        with urllib.request.urlopen(self._request(method, body), timeout=30) as answer:
+            said: dict[str, Any] = json.loads(answer.read())
+        return said
+
+    def _request(self, method: str, body: object) -> urllib.request.Request:
+        return urllib.request.Request(
             f"{self.endpoint}/v3/{method}", json.dumps(body).encode(), method="POST"
         )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            answer.read()
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A watch's answer as it comes."""
+
+    answer: IO[bytes]
+
+    def wait(self, within: float) -> None:
+        """Until something has happened."""
+        ready, _, _ = select.select([self.answer.fileno()], [], [], within)
+        if not ready or not self.answer.readline():
+            raise NotMeasured(f"nothing that was waited for has happened in etcd within {within:g} s")
 
 
 def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
+
+
+def _decoded(text: str) -> str:
+    return base64.b64decode(text).decode()
 
 
 @contextlib.contextmanager
@@ -79,7 +130,7 @@ def stage(directory: Path) -> Iterator[Stage]:
     program = shutil.which("etcd")
     if not program:
         raise NotMeasured("etcd is not installed (Debian: etcd-server)")
-    client, peer = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
+    client, peer = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
     argv = [program, "--data-dir", str(directory / "etcd"), "--name", "bench", "--logger", "zap"]
     argv += ["--listen-client-urls", client, "--advertise-client-urls", client]
     argv += [
@@ -102,7 +153,7 @@ def stage(directory: Path) -> Iterator[Stage]:
         child.wait(20)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -1,0 +1,76 @@
+"""One client of the reboot lock, in a process of its own. Tasks: `cycles SECONDS`, `floor SECONDS`, `end`."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from bench.inside import Answer, answering
+from reconciler.core.semaphore import Holder
+from reconciler.errors import ReconcilerError
+from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.keys import Keys
+from reconciler.store.lock import RebootLock, Taken
+from reconciler.store.transaction import Operation, put
+
+PATIENCE = 30.0
+"""Seconds that a client has for each slot: what is refused before is a failure."""
+
+
+class Locker:
+    """Takes a slot of one lock group and gives it back, again and again."""
+
+    def __init__(self, endpoint: str, group: str, number: int) -> None:
+        self._client, self._keys = Client(EtcdOptions((endpoint,))), Keys()
+        self._group = group
+        self._holder = Holder(f"{number:032x}", "agent", number, reason="bench")
+
+    def slots(self, number: str) -> Answer:
+        RebootLock(self._client, self._keys, self._group).set_max(int(number))
+        return {}
+
+    def cycles(self, seconds: str) -> Answer:
+        """Take and give back for so long: how often, the longest wait, and the calls that failed though they had time left."""
+        done, failed, longest = 0, 0, 0.0
+        began = time.monotonic()
+        with RebootLock(self._client, self._keys, self._group) as lock:
+            while (asked := time.monotonic()) < began + float(seconds):
+                try:
+                    answer = lock.acquire(self._holder, PATIENCE)
+                    longest = max(longest, time.monotonic() - asked)
+                    if isinstance(answer, Taken) and lock.release(answer.holder):
+                        done += 1
+                    else:
+                        failed += 1
+                except ReconcilerError:
+                    failed += 1
+        return {
+            "done": done,
+            "failed": failed,
+            "longest": longest,
+            "seconds": time.monotonic() - began,
+        }
+
+    def floor(self, seconds: str) -> Answer:
+        """Two transactions a cycle that write one key each, and nothing else."""
+        done, key = 0, f"/floor/{self._holder.machine_id}"
+        written: list[Operation] = [put(key, "x" * 100)]
+        began = time.monotonic()
+        while time.monotonic() < began + float(seconds):
+            self._client.txn([], written)
+            self._client.txn([], written)
+            done += 1
+        return {"done": done, "failed": 0, "longest": 0.0, "seconds": time.monotonic() - began}
+
+    def end(self) -> Answer:
+        self._client.close()
+        return {}
+
+
+def main() -> None:
+    locker = Locker(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    answering({"slots": locker.slots, "cycles": locker.cycles, "floor": locker.floor, "end": locker.end})
+
+
+if __name__ == "__main__":
+    main()
