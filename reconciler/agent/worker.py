@@ -31,11 +31,13 @@ from reconciler.core.advance import (
     records_of,
 )
 from reconciler.core.artifact import Artifact, Key, Known
+from reconciler.core.change import Change
 from reconciler.core.lead import timestamp
 from reconciler.core.plan import Plan, make_plan, make_repair
 from reconciler.core.state import ABORTED, Desired, Now, Rollout, Server, ServerStatus
 from reconciler.core.window import is_open
 from reconciler.errors import Fenced, HeldBack, Refused
+from reconciler.host.policy import check_removal
 
 log = logging.getLogger(__name__)
 
@@ -210,6 +212,20 @@ class Worker:
             )
             self._drift_checked = None if repaired else now
 
+    def repair_drift(self) -> tuple[Change, ...]:
+        """Put right what drifted now, and say what is left. Raises `HeldBack` under a pause, a rollout, or where another agent is."""
+        server = self._read()
+        if server.neco_at_work or (server.rollout is not None and server.rollout.unfinished):
+            raise HeldBack("cannot repair now: a rollout is under way, and it looks at the host itself")
+        if server.pause is not None:
+            raise HeldBack(f"cannot repair now: paused by {server.pause.who}: {server.pause.why}")
+        self._writing.ensure()
+        newest = self._follower.state.newest
+        found = drifted(server.recorded, self._hands)
+        if found and newest is not None:
+            self._repair(make_repair(server.recorded, found, server.lrn, newest.group_of(server.lrn)))
+        return drifted(self._read().recorded, self._hands)
+
     def _repair(self, plan: Plan) -> bool:
         """Put right what drifted: steps like any other, with their slots, each begun only while no rollout is open. Whether all was."""
         repair, rules = f"repair-{timestamp(self._wall())}", plan.reboot
@@ -281,6 +297,9 @@ class Worker:
             begun=frozenset(records),
             wave=rollout.wave_of(server.lrn) if rollout else 1,
         )
+        removals = [change.key for change in plan.changes if change.action == "remove"]
+        if forbidden := [text for key in removals for text in check_removal(self._hands.policy, key)]:
+            raise Refused(f"cannot plan server {server.lrn}: " + "; ".join(forbidden))
         if rollout is None or not rollout.unfinished or not plan.changes:
             return plan
         if self._found is None or self._found[0] != rollout.id:

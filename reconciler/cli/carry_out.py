@@ -5,37 +5,21 @@ Only where nobody else could do it: where this server's agent runs, or other ser
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator
-from types import FrameType
-from typing import TYPE_CHECKING
-
 import click
 
 from reconciler.cli import compose
 from reconciler.cli.compose import Store
+from reconciler.cli.one_server import OneServer, one_server
 from reconciler.cli.options import Options
 from reconciler.cli.planning import Planned
 from reconciler.core.lead import Seen, Wait, lead
-from reconciler.core.state import Fleet, Rollout, Server
+from reconciler.core.state import COMPLETE, Fleet, Rollout
 from reconciler.errors import HeldBack, ReconcilerError
-
-if TYPE_CHECKING:
-    from reconciler.agent.leader import Conductor
-    from reconciler.agent.worker import Worker
-    from reconciler.host.driver import Progress
-
-_TTL = 30.0
 
 
 def carry_out(options: Options, plan: Planned) -> int:
     """Apply `plan` to this server. Raises `HeldBack` where that is another's to do, and before a reboot."""
-    if not plan.changes:
+    if not plan.changes and not _is_open_here(plan.fleet, options.lrn):
         return 0
     with compose.store_to_write(options) as store:
         fleet = store.fleet(recorded=False)
@@ -49,6 +33,14 @@ def carry_out(options: Options, plan: Planned) -> int:
         )
     click.echo("Applied: " + (rollout.message or "complete") + ".", err=True)
     return 0
+
+
+def _is_open_here(fleet: Fleet, lrn: int) -> bool:
+    """Whether a rollout is under way that this server has not finished: there may be nothing to change, and a boot still owed."""
+    rollout, status = fleet.rollout, fleet.statuses.get(lrn)
+    if rollout is None or not rollout.unfinished or lrn not in rollout.servers:
+        return False
+    return status is None or status.rollout != rollout.id or status.cond != COMPLETE
 
 
 def _refuse_if_others(options: Options, fleet: Fleet) -> None:
@@ -80,6 +72,11 @@ def _clear_way(store: Store, fleet: Fleet, plan: Planned) -> None:
     rollout = fleet.rollout
     if rollout is None:
         return
+    if rollout.unfinished and not rollout.stop and rollout.version != plan.desired.revision.id:
+        raise HeldBack(
+            f"cannot apply {plan.desired.revision.id[:12]}: the rollout of {rollout.version[:12]} is not finished, and it "
+            f"would go on first; let it end (`reconcile --ref {rollout.version[:12]}`), or `reconcile stop` and `recover`"
+        )
     if rollout.unfinished and rollout.stop:
         click.echo(f"Trying again what failed before: {rollout.message}", err=True)
         store.administration.recover(compose.timestamp())
@@ -89,88 +86,29 @@ def _clear_way(store: Store, fleet: Fleet, plan: Planned) -> None:
 
 
 def _run(options: Options, store: Store, plan: Planned) -> Rollout:
-    from reconciler.agent.follow import Follower
-    from reconciler.agent.leader import Conductor
-    from reconciler.agent.leading import Leading
-    from reconciler.agent.notify import Addresses, Notifier
-    from reconciler.agent.publisher import Publisher
-    from reconciler.agent.worker import Worker
-    from reconciler.agent.writing import Identity, Writing
-    from reconciler.cli.parts import host, server_parts
-    from reconciler.core.published import Published
-    from reconciler.host import reboot
-    from reconciler.host.alone import hold
-    from reconciler.store.view import read_server
-
-    ending, bell = threading.Event(), threading.Event()
-    _log_plainly()
-    where = host(options, hold(host(options)))
-    machine_id, boot_id = reboot.machine_id(where), reboot.boot_id(where)
-    group = plan.desired.group_of(options.lrn)
-    parts = server_parts(options, where, lambda: group, _progress(), ending)
-    parts.configure(plan.fleet.settings)
-    follower = Follower(
-        compose.source(options), compose.trust(options), parts.hands.policy, options.state_dir, options.lrn
-    )
-    follower.take(plan.desired)
-    identity = Identity(options.lrn, where.hostname, machine_id, holds_host_lock=True)
-    writing = Writing(store.client, store.keys, identity, parts.hands.wall, bell.set)
-
-    def read() -> Server:
-        sentinel = parts.hands.reboot_required_file
-        required = reboot.reboot_required(where, sentinel)
-        return read_server(
-            store.client,
-            store.keys,
-            options.lrn,
-            machine_id,
-            boot_id,
-            group.reboot.lock_group,
-            reboot_required=required,
-        )
-
-    publisher = Publisher(Published(options.lrn))
-    settings = plan.fleet.settings
-    notifier = Notifier(lambda: Addresses(settings.slack, options.notify_webhook, settings.proxy))
-    worker = Worker(parts.hands, writing, follower, read, publisher, may_reboot=False)
-    leading = Leading(store.client, store.keys, where.hostname or str(options.lrn), _TTL, bell.set)
-    conductor = Conductor(leading, follower, parts.resolvers, publisher, notifier, options.alarm_after)
-    with _ended_by_signals(ending, bell):
-        try:
-            return _until_done(store, worker, conductor, plan, options.lrn, ending, bell)
-        finally:
-            leading.resign()
-            writing.close()
-            notifier.close()
+    with one_server(options, store, plan.desired, plan.fleet.settings) as here:
+        return _until_done(store, here, plan, options.lrn)
 
 
-def _until_done(
-    store: Store,
-    worker: Worker,
-    conductor: Conductor,
-    plan: Planned,
-    lrn: int,
-    ending: threading.Event,
-    bell: threading.Event,
-) -> Rollout:
+def _until_done(store: Store, here: OneServer, plan: Planned, lrn: int) -> Rollout:
     """Lead and work by turns until the rollout has ended, one way or the other; to wait only where no turn changes anything."""
     before: tuple[object, ...] = ()
-    while not ending.is_set():
-        conductor.conduct()
-        pause = min(worker.work(), conductor.conduct())
+    while not here.ending.is_set():
+        here.conductor.conduct()
+        pause = min(here.worker.work(), here.conductor.conduct())
         fleet = store.fleet(recorded=False)
         rollout = fleet.rollout
         ours = rollout is not None and rollout.version == plan.desired.revision.id
         if ours and rollout is not None and (rollout.outcome is not None or rollout.stop):
             return rollout
-        problem = conductor.problem
+        problem = here.conductor.problem
         if problem is not None and (rollout is None or not rollout.unfinished):
             raise ReconcilerError(problem)
         reached = (rollout, fleet.phase, fleet.statuses)
         if reached == before:
             _refuse_if_held_back(fleet, plan, lrn)
-            bell.wait(min(pause, 1.0))
-            bell.clear()
+            here.bell.wait(min(pause, 1.0))
+            here.bell.clear()
         before = reached
     raise HeldBack("interrupted: what was done is recorded, and the next pass or agent goes on from there")
 
@@ -187,45 +125,3 @@ def _refuse_if_held_back(fleet: Fleet, plan: Planned, lrn: int) -> None:
             f"cannot go on now: {status.message}\n"
             "what was done is recorded, and the next pass or agent goes on from there"
         )
-
-
-@contextlib.contextmanager
-def _ended_by_signals(ending: threading.Event, bell: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C let the step in flight come to its end: a dpkg is never cut off."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        ending.set()
-        bell.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _log_plainly() -> None:
-    """Each step as a line on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    log = logging.getLogger("reconciler")
-    log.handlers, log.propagate = [handler], False
-    log.setLevel(logging.INFO)
-
-
-def _progress() -> Progress:
-    from reconciler.host.driver import silent
-
-    if not sys.stderr.isatty():
-        return silent
-    shown = [0.0]
-
-    def show(subject: str, done: int, total: int | None) -> None:
-        if time.monotonic() - shown[0] < 0.1 and done != total:
-            return
-        shown[0] = time.monotonic()
-        of = f" of {total / 1e6:.1f}" if total else ""
-        click.echo(f"\r  {subject}: {done / 1e6:.1f}{of} MB\x1b[K", err=True, nl=done == total)
-
-    return show

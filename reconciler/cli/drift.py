@@ -27,7 +27,7 @@ def drift(call: Call, repair: bool) -> int:
         fleet = store.fleet_of_one(options.lrn) if store else Fleet()
     found = look(options, fleet)
     if repair and found:
-        return _repair(options, fleet, found)
+        return _repair(call, fleet)
     if options.output == "json":
         compose.print_json([_json(change) for change in found])
     elif not found:
@@ -52,46 +52,29 @@ def look(options: Options, fleet: Fleet) -> tuple[Change, ...]:
     return drifted(fleet.recorded.get(options.lrn, {}), parts.hands)
 
 
-def _repair(options: Options, fleet: Fleet, found: tuple[Change, ...]) -> int:
-    """Repairs are steps like any other: through the agent where one runs, else here."""
+def _repair(call: Call, fleet: Fleet) -> int:
+    """Repairs are steps like any other, with their slots and records: the worker's, for the length of this command."""
     from reconciler.agent.drift import described
-    from reconciler.cli.parts import host, server_parts
-    from reconciler.host.alone import hold
+    from reconciler.cli.one_server import one_server
 
-    if fleet.rollout is not None and fleet.rollout.unfinished:
-        raise HeldBack("cannot repair now: a rollout is under way, and it looks at the host itself")
+    options = call.options
     running = next((agent for agent in fleet.agents if agent.lrn == options.lrn), None)
     if running is not None:
         raise HeldBack(
             f"cannot repair server {options.lrn}: its agent runs on {running.host}; stop it for the repair, "
             "or say `drift: repair` in the RolloutPolicy"
         )
-    desired = _desired(options)
-    where = host(options, hold(host(options)))
-    parts = server_parts(options, where, lambda: _group(options, desired))
-    recorded = fleet.recorded.get(options.lrn, {})
-    for change in found:
-        detail = recorded[change.key].detail if change.key in recorded else None
-        if detail is None:
-            continue
-        driver = parts.hands.drivers[change.key.kind]
-        pin = _pin(change, fleet, options)
-        driver.fetch(detail.desired, pin)
-        driver.apply(detail.desired, pin)
-        click.echo(
-            f"repaired {change.key.subject}: was {change.after.version if change.after else 'not there'}"
-        )
-    left = look(options, fleet)
+    desired = compose.desired(options)
+    with (
+        compose.store_to_write(options) as store,
+        one_server(options, store, desired, fleet.settings) as here,
+    ):
+        left = here.worker.repair_drift()
+    if options.output == "json":
+        compose.print_json([_json(change) for change in left])
     if left:
         raise ReconcilerError("not repaired: " + "; ".join(described(change) for change in left))
     return 0
-
-
-def _pin(change: Change, fleet: Fleet, options: Options) -> Any:
-    from reconciler.agent.hands import pin_of
-
-    detail = fleet.recorded[options.lrn][change.key].detail
-    return pin_of(detail.desired, fleet.pins) if detail else None
 
 
 def _desired(options: Options) -> Desired | None:
