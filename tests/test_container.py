@@ -328,3 +328,54 @@ def test_the_sidecar_follows_a_push_changes_the_host_and_ends_in_order(sidecar: 
     assert "the step in flight is finished" in sidecar.log()
     line, agents = etcd.client.read([under(etcd.keys.election), under(etcd.keys.agents)]).items
     assert not line and not agents, "the lead and the server are given up"
+
+
+# --- examples/sidecar -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("execution", ["nsenter", "chroot"])
+def test_the_quadlets_options_let_it_look_at_the_host(
+    storage: Storage, tmp_path: Path, execution: str
+) -> None:
+    """As examples/sidecar/reconciler.container runs it, on this very machine, which it only looks at."""
+    if execution == "nsenter" and not _may_enter_process_1():
+        pytest.skip("this machine lets nobody into the namespaces of its process 1")
+    known = subprocess.run(
+        ["dpkg-query", "--show", "--showformat=${Version}", "debootstrap"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if known.returncode != 0:
+        pytest.skip("this machine's dpkg does not know debootstrap")
+    document = {
+        "apiVersion": "reconciler/v1",
+        "kind": "ArtifactSet",
+        "debs": [{"name": "debootstrap", "version": known.stdout.strip()}],
+    }
+    (tmp_path / "desired-state").mkdir()
+    (tmp_path / "desired-state" / "fleet.yaml").write_text(json.dumps(document))
+    text = (ROOT / "examples" / "sidecar" / "reconciler.container").read_text()
+    told = re.findall(r"^(PodmanArgs|Volume|Environment|Network|ReadOnly)=(.*)$", text, flags=re.M)
+    options = [f"--volume={tmp_path}:/fleet:ro"]
+    for key, value in told:
+        if key == "PodmanArgs":
+            options += value.split()
+        elif key == "Environment":
+            options += [f"--env={word}" for word in value.split()]
+        elif key == "ReadOnly":
+            options.append("--read-only")
+        elif key == "Volume" and value.startswith("/:"):
+            options.append(f"--volume={value}")
+    argv = ["--dry-run", "--repo", "/fleet", "--host-exec", execution, "--output", "json"]
+    shown = storage.run(*argv, options=options)
+    (server,) = json.loads(shown)["servers"]
+    assert [(change["name"], change["action"]) for change in server["changes"]] == [("debootstrap", "record")]
+
+
+def _may_enter_process_1() -> bool:
+    try:
+        Path("/proc/1/ns/mnt").readlink()
+    except OSError:
+        return False
+    return True
