@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from reconciler.core.artifact import Artifact, Key, Pin
+from reconciler.core.artifact import Artifact, Key, Kind, Pin
 from reconciler.core.state import Desired, Fleet, Now, Revision, Settings
 from reconciler.errors import ReconcilerError
 
@@ -200,24 +200,21 @@ def observed_as_desired(
     options: Options, wanted_state: Desired, wanted: Sequence[Artifact], pins: Mapping[str, Pin]
 ) -> frozenset[Key]:
     """Those of `wanted` that this host has already as desired. A host that cannot be looked at has none, and a line says so."""
+    from concurrent.futures import ThreadPoolExecutor
+
     from reconciler.agent.hands import pin_of
     from reconciler.cli.parts import host, server_parts
 
     if not wanted:
         return frozenset()
     group = wanted_state.group_of(options.lrn)
-    found: set[Key] = set()
-    try:
-        hands = server_parts(options, host(options), lambda: group).hands
-        kinds = {artifact.key.kind for artifact in wanted}
-    except ReconcilerError as error:
-        click.echo(f"this host is not looked at: {error}", err=True)
-        return frozenset()
-    for kind in sorted(kinds):
+    hands = server_parts(options, host(options), lambda: group).hands
+
+    def look(kind: Kind) -> set[Key]:
         some = [artifact for artifact in wanted if artifact.key.kind == kind]
         try:
             there = hands.look(some)
-            found |= {
+            return {
                 artifact.key
                 for artifact in some
                 if artifact.key in there
@@ -225,7 +222,12 @@ def observed_as_desired(
             }
         except ReconcilerError as error:
             click.echo(f"this host is not looked at for {kind}: {str(error).splitlines()[0]}", err=True)
-    return frozenset(found)
+            return set()
+
+    # Each kind is other programs, and most of the time is theirs.
+    kinds = sorted({artifact.key.kind for artifact in wanted})
+    with ThreadPoolExecutor(len(kinds), thread_name_prefix="look") as pool:
+        return frozenset(key for found in pool.map(look, kinds) for key in found)
 
 
 # --- who and when ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -120,7 +121,10 @@ class Containers:
         wanted = [artifact for artifact in artifacts if artifact.key.kind == "image"]
         if not wanted:
             return {}
-        containers, images = self._runtime().containers(), self._runtime().images()
+        runtime = self._runtime()
+        with ThreadPoolExecutor(1, thread_name_prefix="images") as pool:
+            pulled = pool.submit(runtime.images)
+            containers, images = runtime.containers(), pulled.result()
         entries = self._ledger.entries()
         found = {}
         for artifact in wanted:
