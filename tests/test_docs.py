@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import warnings
@@ -459,3 +460,55 @@ def test_the_locked_versions_are_those_that_the_project_allows() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in map(Requirement, project["dependencies"]):
         assert requirement.specifier.contains(locked[canonicalize_name(requirement.name)]), requirement
+
+
+# --- examples/ci ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("git")
+def test_the_hook_refuses_what_is_staged_and_the_fleet_would_refuse(tmp_path: Path) -> None:
+    """And looks at nothing else: what lies in the work tree beside it is another matter."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "reconcile").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m reconciler "$@"\n')
+    (programs / "reconcile").chmod(0o755)
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "PYTHONPATH": str(ROOT),
+    }
+    work = tmp_path / "fleet"
+    (work / "desired-state").mkdir(parents=True)
+    document = work / "desired-state" / "fleet.yaml"
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+        return subprocess.run(
+            ["git", *identity, *words], cwd=work, env=environment, capture_output=True, text=True, check=False
+        )
+
+    def stage(tag: str) -> None:
+        image = f"{{name: squid, repository: quay.io/cybozu/squid, tag: {tag}}}"
+        document.write_text(f"apiVersion: reconciler/v1\nkind: ArtifactSet\nimages:\n  - {image}\n")
+        git("add", "--all")
+
+    git("init", "--quiet", "--initial-branch=main")
+    shutil.copy(ROOT / "examples" / "ci" / "pre-commit", work / ".git" / "hooks" / "pre-commit")
+    stage("5.4")
+    refused = git("commit", "--message", "a number")
+    assert refused.returncode != 0
+    assert "desired-state/fleet.yaml:4:" in refused.stderr and "quote it" in refused.stderr
+    stage('"5.4"')
+    document.write_text("not: staged\n")
+    accepted = git("commit", "--message", "text")
+    assert accepted.returncode == 0, accepted.stderr
+    assert git("rev-list", "--count", "HEAD").stdout == "1\n"
+
+
+@pytest.mark.parametrize("name", ["github-actions.yaml", "gitlab-ci.yml"])
+def test_the_pipelines_run_the_check_and_show_its_report(name: str) -> None:
+    text = (ROOT / "examples" / "ci" / name).read_text()
+    yaml.safe_load(text)
+    assert "./check-desired-state " in text and text.count("report.txt") >= 3
+    # What failed is commented, too: the report is written first, and the status told at the end.
+    assert "|| status=$?" in text and 'exit "$status"' in text
