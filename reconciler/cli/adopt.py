@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-import time
+from collections.abc import Iterator, Mapping
 
 import click
 
 from reconciler.cli import compose
+from reconciler.cli.compose import Store
 from reconciler.cli.options import Options
 from reconciler.cli.program import Call, Verb
 from reconciler.core.artifact import Artifact, Key, Known
-from reconciler.core.state import Detail, Fleet, Installed
+from reconciler.core.state import Desired, Detail, Fleet, Installed
 from reconciler.errors import HeldBack, UsageError
 
 
@@ -28,7 +31,7 @@ def adopt(call: Call, yes: bool) -> int:
     with compose.store_to_write(options) as store:
         fleet = store.fleet_of_one(options.lrn)
         _refuse_if_at_work(options, fleet)
-        found = _owned(options, fleet)
+        found = _owned(options, fleet, desired)
         _show(options, fleet, found)
         neco = fleet.rollout is not None and fleet.rollout.plan_format is None
         if not found and not neco:
@@ -41,28 +44,11 @@ def adopt(call: Call, yes: bool) -> int:
             if not click.confirm("Take it over?", default=False):
                 click.echo("Nothing was changed.", err=True)
                 return 0
-        from reconciler.cli.parts import host
-        from reconciler.core.lead import timestamp
-        from reconciler.host.ledger import Entry, Ledger
-        from reconciler.store.serving import Found
-
-        at = timestamp(time.time())
-        archived = store.administration.adopt_status(at) if neco else None
-        ledger = Ledger.open(host(options))
-        for artifact, said in found.values():
-            if not isinstance(artifact, Known):
-                detail = Detail(artifact, said, desired.revision.id, at)
-                installed = Installed(artifact.key, artifact.version, detail)
-                store.administration.adopt_installed(options.lrn, Found((installed,)))
-            if not ledger.has(artifact.key):
-                ledger.put(
-                    Entry(
-                        artifact,
-                        said,
-                        said.split()[0] if said.startswith("sha256:") else "",
-                        origin="adopted",
-                    )
-                )
+        with _held(options):
+            # It refuses where a Neco process is at work, and so comes first.
+            archived = store.administration.adopt_status(compose.timestamp()) if neco else None
+            _enter(options, found)
+            _record(options, store, desired, found)
     if options.output != "json":
         click.echo(
             f"Server {options.lrn}: {len(found)} artifacts are ours"
@@ -70,6 +56,43 @@ def adopt(call: Call, yes: bool) -> int:
             + "."
         )
     return 0
+
+
+@contextlib.contextmanager
+def _held(options: Options) -> Iterator[None]:
+    """While no agent can work on this host."""
+    from reconciler.cli.parts import host
+    from reconciler.host.alone import hold
+
+    lock = hold(host(options))
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _enter(options: Options, found: Mapping[Key, tuple[Artifact | Known, str]]) -> None:
+    """The ledger before etcd: what is in etcd and not in the ledger could never be removed, and is found again by another `adopt`."""
+    from reconciler.cli.parts import host
+    from reconciler.host.ledger import Entry, Ledger
+
+    ledger = Ledger.open(host(options))
+    for artifact, said in found.values():
+        if not ledger.has(artifact.key):
+            digest = said.split()[0] if said.startswith("sha256:") else ""
+            ledger.put(Entry(artifact, said, digest, origin="adopted"))
+
+
+def _record(
+    options: Options, store: Store, desired: Desired, found: Mapping[Key, tuple[Artifact | Known, str]]
+) -> None:
+    from reconciler.store.serving import Found
+
+    for artifact, said in found.values():
+        if not isinstance(artifact, Known):
+            detail = Detail(artifact, said, desired.revision.id, compose.timestamp())
+            installed = Installed(artifact.key, artifact.version, detail)
+            store.administration.adopt_installed(options.lrn, Found((installed,)))
 
 
 def _refuse_if_at_work(options: Options, fleet: Fleet) -> None:
@@ -85,11 +108,10 @@ def _refuse_if_at_work(options: Options, fleet: Fleet) -> None:
         )
 
 
-def _owned(options: Options, fleet: Fleet) -> dict[Key, tuple[Artifact | Known, str]]:
+def _owned(options: Options, fleet: Fleet, desired: Desired) -> dict[Key, tuple[Artifact | Known, str]]:
     """What the host has of what is recorded without our details, or desired: as it is desired (or only known), and as it is found."""
     from reconciler.cli.parts import host, server_parts
 
-    desired = compose.desired(options)
     group = desired.group_of(options.lrn)
     hands = server_parts(options, host(options), lambda: group).hands
     recorded = fleet.recorded.get(options.lrn, {})
@@ -99,9 +121,9 @@ def _owned(options: Options, fleet: Fleet) -> dict[Key, tuple[Artifact | Known, 
     }
     for key, installed in recorded.items():
         artifact = asked.get(key)
-        if installed.detail is not None or hands.ledger.has(key):
-            continue
         same = artifact is not None and artifact.version == installed.version
+        if hands.ledger.has(key) and (installed.detail is not None or not same):
+            continue
         wanted[key] = artifact if artifact is not None and same else Known(key, installed.version)
     there = hands.look(wanted.values())
     return {

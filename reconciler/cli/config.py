@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli import compose
-from reconciler.cli.options import EMBEDDED, TABLE, nearest
+from reconciler.cli.options import EMBEDDED, TABLE, hide_password, nearest
 from reconciler.cli.program import Call, Noun
 from reconciler.errors import ReconcilerError, UsageError
 
@@ -74,6 +74,10 @@ def set_setting(call: Call, name: str, value: str | None, from_file: Path | None
         raise UsageError(
             f"{name} is a secret: give it on standard input or with --from-file, not on the command line"
         )
+    if value is not None and name == "proxy" and hide_password(value) != value:
+        raise UsageError(
+            "the proxy has a password in it: give it on standard input or with --from-file, not on the command line"
+        )
     if value is not None and from_file is not None:
         raise UsageError("give VALUE or --from-file, not both")
     text = value if value is not None else _read(from_file)
@@ -111,6 +115,8 @@ def explain(call: Call) -> int:
     for name, row in TABLE.items():
         value = getattr(options, row.attribute)
         given = value is not None and options.origin(name) != "default"
+        if name == "notify-webhook" and given:
+            value = _only_host(str(value))
         rows.append((name, _shown(value) if given else row.default or "(none)", options.origin(name)))
     if options.output == "json":
         compose.print_json(
@@ -123,8 +129,14 @@ def explain(call: Call) -> int:
     return 0
 
 
+def _only_host(address: str) -> str:
+    """A webhook's path is its secret."""
+    from urllib.parse import urlsplit
+
+    return f"{urlsplit(address).scheme}://{urlsplit(address).hostname}/…"
+
+
 def _shown(value: object) -> str:
-    from reconciler.cli.options import hide_password
     from reconciler.core.duration import format_duration
 
     if isinstance(value, bool):

@@ -15,13 +15,14 @@ from types import FrameType
 
 import click
 
+from reconciler.agent.etcd_seen import EtcdSeen
 from reconciler.agent.follow import Follower
 from reconciler.agent.leader import Conductor
 from reconciler.agent.leading import Leading
 from reconciler.agent.notify import Addresses, Notifier
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.worker import Worker
-from reconciler.agent.writing import Identity, Writing
+from reconciler.agent.writing import Identity, Writing, with_its_slot
 from reconciler.cli import compose
 from reconciler.cli.compose import Store
 from reconciler.cli.options import Options
@@ -62,22 +63,25 @@ def one_server(options: Options, store: Store, desired: Desired, settings: Setti
     identity = Identity(options.lrn, where.hostname, machine_id, holds_host_lock=True)
     writing = Writing(store.client, store.keys, identity, parts.hands.wall, bell.set)
 
-    def read() -> Server:
-        sentinel = parts.hands.reboot_required_file
-        required = reboot.reboot_required(where, sentinel)
+    seen = EtcdSeen(options.state_dir, lambda: store.client.cluster_id)
+
+    def look(lock_group: str) -> Server:
         return read_server(
             store.client,
             store.keys,
             options.lrn,
             machine_id,
             boot_id,
-            group.reboot.lock_group,
-            reboot_required=required,
+            lock_group,
+            reboot_required=reboot.reboot_required(where, parts.hands.reboot_required_file),
         )
+
+    def read() -> Server:
+        return seen.through(lambda: with_its_slot(look, group.reboot.lock_group))
 
     publisher = Publisher(Published(options.lrn))
     notifier = Notifier(lambda: Addresses(settings.slack, options.notify_webhook, settings.proxy))
-    worker = Worker(parts.hands, writing, follower, read, publisher, may_reboot=False)
+    worker = Worker(parts.hands, writing, follower, read, publisher, may_reboot=False, at_rest=seen.note)
     leading = Leading(
         store.client, store.keys, where.hostname or str(options.lrn), options.lease_ttl, bell.set
     )

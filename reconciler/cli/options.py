@@ -24,6 +24,7 @@ CONFIGURATION: Final = Path("/etc/reconciler/config.yaml")
 RACK: Final = "etc/neco/rack"
 EMBEDDED: Final = "embedded"
 _CONFIGURATION_LIMIT = 1 << 20
+LEAST_INTERVAL: Final = 0.1
 
 
 def option(
@@ -46,6 +47,27 @@ def as_duration(text: str) -> float:
     from reconciler.core.duration import parse_duration
 
     return parse_duration(text)
+
+
+def as_interval(text: str) -> float:
+    """A duration that something is repeated after: none would be repeated without end."""
+    seconds = as_duration(text)
+    if seconds < LEAST_INTERVAL:
+        raise ValueError(f'found "{text}"; at least {LEAST_INTERVAL * 1000:g}ms is wanted')
+    return seconds
+
+
+def as_command(text: str) -> str:
+    """A program and its arguments, with a shell's quotes and nothing else of a shell."""
+    import shlex
+
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f'found "{text}"; its quotes do not match: {error}') from None
+    if not words:
+        raise ValueError("found no program; as in `systemctl reboot`")
+    return text
 
 
 def as_number(text: str) -> int:
@@ -133,7 +155,7 @@ class Options:
     allow_rewind: str | None = option(
         None, "accept this one commit although it is no descendant of the newest accepted", metavar="COMMIT"
     )
-    interval: float = option(60.0, "how often git is polled", as_duration, "TIME", "1m")
+    interval: float = option(60.0, "how often git is polled", as_interval, "TIME", "1m")
     etcd: str = option(
         EMBEDDED,
         "endpoints, comma separated http(s)://host:port, or a private etcd",
@@ -166,7 +188,7 @@ class Options:
     runtime: str = option(
         "auto", "what runs containers", one_of("auto", "podman", "docker"), "auto|podman|docker"
     )
-    reboot_command: str = option("systemctl reboot", "what reboots this server", metavar="COMMAND")
+    reboot_command: str = option("systemctl reboot", "what reboots this server", as_command, "COMMAND")
     reboot_required_file: Path = option(
         Path("/var/run/reboot-required"), "exists when this server wants a reboot", as_path, "FILE"
     )
@@ -174,16 +196,16 @@ class Options:
     flatcar_url: str | None = option(
         None, "Flatcar's release server or a mirror", as_url, "URL", "the public one"
     )
-    drift_interval: float = option(600.0, "between two drift checks", as_duration, "TIME", "10m")
+    drift_interval: float = option(600.0, "between two drift checks", as_interval, "TIME", "10m")
     grace: float = option(300.0, "how long SIGTERM waits for the step in flight", as_duration, "TIME", "5m")
     alarm_after: float = option(
         600.0,
         "when a holder that stays away, or a git that does not answer, is an alarm",
-        as_duration,
+        as_interval,
         "TIME",
         "10m",
     )
-    lease_ttl: float = option(10.0, "the leader's lease", as_duration, "TIME", "10s")
+    lease_ttl: float = option(10.0, "the leader's lease", as_interval, "TIME", "10s")
     notify_webhook: str | None = option(None, "a JSON webhook for notifications", as_url, "URL")
     allow_demo_etcd: bool = option(
         False,
