@@ -12,12 +12,13 @@ import click
 
 from reconciler import __version__
 from reconciler.agent.publisher import Publisher
+from reconciler.cli.compose import etcd_options
 from reconciler.cli.options import Options, must_be_given
 from reconciler.cli.program import Call, Verb
 from reconciler.core.state import DEFAULT_GROUP, Server, ServerGroup, Settings
 from reconciler.errors import UsageError
 from reconciler.host.policy import EVERYTHING
-from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.client import Client
 from reconciler.store.embedded import Embedded, find_program
 
 log = logging.getLogger(__name__)
@@ -51,10 +52,7 @@ def set_up_log(options: Options) -> None:
 def _etcd(options: Options) -> Iterator[Client]:
     with contextlib.ExitStack() as stack:
         if options.endpoints:
-            names = (options.etcd_ca, options.etcd_cert, options.etcd_key)
-            ca, cert, key = (str(path) if path else None for path in names)
-            password = str(options.etcd_password_file) if options.etcd_password_file else None
-            found = EtcdOptions(options.endpoints, ca, cert, key, options.etcd_user, password)
+            found = etcd_options(options)
         else:
             if find_program().demo and not options.allow_demo_etcd:
                 raise UsageError(

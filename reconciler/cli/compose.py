@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from reconciler.desired.repository import Source
     from reconciler.desired.trust import Trust
     from reconciler.store.administration import Administration
-    from reconciler.store.client import Client
+    from reconciler.store.client import Client, EtcdOptions
     from reconciler.store.keys import Keys
 
 
@@ -158,18 +158,25 @@ def store(options: Options) -> Iterator[Store | None]:
         yield opened
 
 
+def etcd_options(options: Options) -> EtcdOptions:
+    """Where etcd is and how to be let in, where it is not the embedded one."""
+    from reconciler.store.client import EtcdOptions
+
+    names = (options.etcd_ca, options.etcd_cert, options.etcd_key)
+    ca, cert, key = (str(path) if path else None for path in names)
+    password = str(options.etcd_password_file) if options.etcd_password_file else None
+    return EtcdOptions(options.endpoints, ca, cert, key, options.etcd_user, password)
+
+
 @contextlib.contextmanager
 def store_to_write(options: Options) -> Iterator[Store]:
     """etcd for a command that writes: the embedded one is started where it does not run."""
-    from reconciler.store.client import Client, EtcdOptions
+    from reconciler.store.client import Client
     from reconciler.store.keys import Keys
 
     with contextlib.ExitStack() as stack:
         if options.endpoints:
-            names = (options.etcd_ca, options.etcd_cert, options.etcd_key)
-            ca, cert, key = (str(path) if path else None for path in names)
-            password = str(options.etcd_password_file) if options.etcd_password_file else None
-            found = EtcdOptions(options.endpoints, ca, cert, key, options.etcd_user, password)
+            found = etcd_options(options)
         else:
             from reconciler.store.embedded import Embedded
 

@@ -9,7 +9,7 @@ from urllib.parse import quote_plus, unquote_plus
 
 from reconciler.core.artifact import KINDS, OS_IMAGE, Key, Kind
 from reconciler.errors import UsageError
-from reconciler.store.transaction import KeyRange, under
+from reconciler.store.transaction import KeyRange
 from reconciler.wire.settings import SETTINGS
 
 DEFAULT_PREFIX = "/neco/"
@@ -209,33 +209,6 @@ class Keys:
         return (group, part, name) if known else None
 
     # --- ranges -----------------------------------------------------------------------------------------------------
-
-    @property
-    def fleet(self) -> tuple[KeyRange, ...]:
-        """All that is watched for the fleet: what a leader and `status` act on."""
-        folders = (
-            self.servers,
-            self.machines,
-            self.all_disabled,
-            self.installed,
-            self.status,
-            self.all_steps,
-            self.election,
-            self.agents,
-        )
-        return (*(under(folder) for folder in folders), KeyRange(self.noted), KeyRange(self.pause))
-
-    def of_server(self, lrn: int) -> tuple[KeyRange, ...]:
-        """What is watched for one server."""
-        return (
-            KeyRange(self.rollout),
-            KeyRange(self.phase),
-            KeyRange(self.pause),
-            KeyRange(self.machine(lrn)),
-            KeyRange(self.disabled(lrn)),
-            under(self.installed_on(lrn)),
-            under(self.steps_of(lrn)),
-        )
 
     @property
     def settings(self) -> tuple[KeyRange, ...]:
