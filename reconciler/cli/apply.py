@@ -61,6 +61,10 @@ def _text(options: Options, plan: Planned) -> str:
 
 def _apply(options: Options, asked: Asked, plan: Planned) -> int:
     """Apply the plan that was shown, once somebody said so."""
+    from reconciler.cli.carry_out import carry_out, is_needed
+
+    if not is_needed(options, plan):
+        return 0
     if not asked.yes and not asked.expect:
         if not sys.stdin.isatty():
             raise UsageError(
@@ -69,6 +73,4 @@ def _apply(options: Options, asked: Asked, plan: Planned) -> int:
         if not click.confirm("Apply?", default=False):
             click.echo("Nothing was changed.", err=True)
             return 0
-    from reconciler.cli.carry_out import carry_out
-
     return carry_out(options, plan)

@@ -19,8 +19,6 @@ from reconciler.errors import HeldBack, ReconcilerError
 
 def carry_out(options: Options, plan: Planned) -> int:
     """Apply `plan` to this server. Raises `HeldBack` where that is another's to do, and before a reboot."""
-    if not plan.changes and not _is_open_here(plan.fleet, options.lrn):
-        return 0
     with compose.store_to_write(options) as store:
         fleet = store.fleet(recorded=False)
         _refuse_if_others(options, fleet)
@@ -33,6 +31,11 @@ def carry_out(options: Options, plan: Planned) -> int:
         )
     click.echo("Applied: " + (rollout.message or "complete") + ".", err=True)
     return 0
+
+
+def is_needed(options: Options, plan: Planned) -> bool:
+    """Whether there is anything to do: a change, or a rollout that this server has not finished."""
+    return bool(plan.changes) or _is_open_here(plan.fleet, options.lrn)
 
 
 def _is_open_here(fleet: Fleet, lrn: int) -> bool:

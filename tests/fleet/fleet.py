@@ -274,7 +274,8 @@ class Servers:
         argv += ["--github-api", self.releases.url, "--listen", "127.0.0.1:0", "--log-format", "text"]
         with (where / "log").open("ab") as log:
             machine.process = subprocess.Popen(
-                [*argv, *machine.arguments],
+                # However the tests end, no agent outlives them.
+                ["setpriv", "--pdeathsig", "KILL", *argv, *machine.arguments],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", **machine.environment},
                 stdin=subprocess.DEVNULL,
