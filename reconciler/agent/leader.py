@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 IDLE = 60.0
 _LOOP = "leader"
 _RETRY = 10.0
+_RESTS, _LONGEST_REST = 2.0, 0.5
+"""A large fleet reports all the time: the leader rests for so many times what its look took, so that it does not look all the time."""
 
 
 class Conductor:
@@ -63,6 +65,7 @@ class Conductor:
         self._seen = Seen()
         self._token = 0
         self._told: dict[str, str] = {}
+        self._rests_until = 0.0
 
     @property
     def problem(self) -> str | None:
@@ -71,11 +74,15 @@ class Conductor:
 
     def conduct(self) -> float:
         """Look, and give orders until there is nothing to order; the seconds after which to look again."""
+        time.sleep(max(0.0, self._rests_until - time.monotonic()))
         while True:
             self._publisher.beat(_LOOP, 3 * IDLE)
+            began = time.monotonic()
             with self._publisher.timing(_LOOP):
                 pause = self._once()
             if pause is not None:
+                ended = time.monotonic()
+                self._rests_until = ended + min(_LONGEST_REST, _RESTS * (ended - began))
                 return pause
 
     def _once(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reconciler.core.lead import participants
@@ -10,6 +11,7 @@ from reconciler.core.state import (
     ABORTED,
     COMPLETE,
     PREFETCH_WAVE,
+    Agent,
     Desired,
     Fleet,
     Lock,
@@ -87,6 +89,7 @@ def report(fleet: Fleet, desired: Desired | None, now: Now) -> Status:
     rollout = fleet.rollout
     state, message = _state(fleet)
     known = sorted(fleet.servers | set(rollout.servers if rollout and rollout.unfinished else ()))
+    places = _places(fleet)
     return Status(
         etcd_revision=fleet.etcd_revision,
         leader=fleet.leader.host if fleet.leader else None,
@@ -96,7 +99,7 @@ def report(fleet: Fleet, desired: Desired | None, now: Now) -> Status:
         noted=fleet.noted,
         rollout=rollout,
         phase=fleet.phase,
-        servers=tuple(_server(fleet, desired, lrn, now) for lrn in known),
+        servers=tuple(_server(fleet, desired, lrn, now, places) for lrn in known),
         locks=tuple(lock_report(lock, now) for _, lock in sorted(fleet.locks.items())),
         pause=fleet.pause,
         settings=fleet.settings,
@@ -142,15 +145,38 @@ def _done(status: ServerStatus | None, rollout: Rollout, phase: int) -> bool:
     )
 
 
-def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now) -> ServerReport:
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Agents and waves by server, and who takes part: a search for each server would grow with the square of the fleet."""
+
+    agents: Mapping[int, Agent]
+    waves: Mapping[int, int]
+    members: frozenset[int]
+
+
+def _places(fleet: Fleet) -> _Places:
+    agents: dict[int, Agent] = {}
+    for agent in fleet.agents:
+        agents.setdefault(agent.lrn, agent)
+    rollout = fleet.rollout
+    if rollout is None:
+        return _Places(agents, {}, frozenset())
+    waves: dict[int, int] = {}
+    for number, wave in enumerate(rollout.waves, 1):
+        for lrn in wave.servers:
+            waves.setdefault(lrn, number)
+    return _Places(agents, waves, frozenset(rollout.servers))
+
+
+def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now, places: _Places) -> ServerReport:
     rollout = fleet.rollout
     status = fleet.statuses.get(lrn)
     if status and (rollout is None or status.rollout != rollout.id):
         status = None
     group = desired.group_of(lrn) if desired else None
-    found = next((agent for agent in fleet.agents if agent.lrn == lrn), None)
+    found = places.agents.get(lrn)
     agent = found.host if found else None
-    in_rollout = bool(rollout and lrn in rollout.servers)
+    in_rollout = lrn in places.members
     phase = (
         rollout.phases[status.step - 1] if status and rollout and status.step <= len(rollout.phases) else None
     )
@@ -158,7 +184,7 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now) -> Server
     return ServerReport(
         lrn=lrn,
         group=group.name if group else "default",
-        wave=rollout.wave_of(lrn) if rollout else 0,
+        wave=places.waves.get(lrn, 0),
         agent=agent,
         condition=CONDITIONS[status.cond] if status else CONDITIONS[0],
         phase=phase,
