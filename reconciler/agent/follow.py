@@ -74,6 +74,8 @@ class Follower:
                 self._refuse(revision.id if revision else "", str(error))
             except ReconcilerError as error:
                 self._unavailable(str(error))
+            if self.state.newest is None:
+                self._go_on_from_memory()
             return self.state.newest is not before
 
     def at(self, id: str) -> Desired:
@@ -102,6 +104,18 @@ class Follower:
         memory.check_forward(self._source, revision.id, memory.recall(self._state_dir))
         log.info("revision %s is valid", revision.id, extra={"revision": revision.id})
         self.state = replace(self.state, newest=desired)
+
+    def _go_on_from_memory(self) -> None:
+        """After a restart: what this host entered last stays in force until a newer revision is good."""
+        accepted = memory.recall(self._state_dir).of(self._source)
+        if accepted is None:
+            return
+        try:
+            self.state = replace(self.state, newest=self.at(accepted.revision))
+        except ReconcilerError as error:
+            log.debug(
+                "revision %s, which this host entered last, cannot be read: %s", accepted.revision, error
+            )
 
     def _read_checked(self, revision: Revision) -> Desired:
         signer = verify(self._source, revision, self._trust)

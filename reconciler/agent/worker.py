@@ -26,6 +26,7 @@ from reconciler.core.advance import (
     TurnBack,
     Wait,
     advance,
+    bring_back,
     interrupted,
     is_closing,
     records_of,
@@ -33,8 +34,8 @@ from reconciler.core.advance import (
 from reconciler.core.artifact import Artifact, Key, Known
 from reconciler.core.change import Change
 from reconciler.core.lead import timestamp
-from reconciler.core.plan import Plan, make_plan, make_repair
-from reconciler.core.state import ABORTED, Desired, Now, Rollout, Server, ServerStatus
+from reconciler.core.plan import Plan, make_bare_plan, make_plan, make_repair
+from reconciler.core.state import ABORTED, DEFAULT_GROUP, Desired, Now, Rollout, Server, ServerStatus
 from reconciler.core.window import is_open
 from reconciler.errors import Fenced, HeldBack, Refused
 from reconciler.host.policy import check_removal
@@ -97,15 +98,23 @@ class Worker:
         if desired is None:
             return IDLE
         if isinstance(desired, ServerStatus):
-            if server.status != desired:
-                self._writing.post(desired, server)
-            return IDLE
-        try:
-            plan = self._plan(desired, server)
-        except Refused as error:
-            return self._refuse(server, str(error))
-        now = Now(self._wall(), time.monotonic())
-        move = advance(plan, server, now)
+            newest = self._follower.state.newest
+            plan = make_bare_plan(server.lrn, newest.group_of(server.lrn) if newest else DEFAULT_GROUP)
+            move = bring_back(plan, server) if newest else None
+            if move is None:
+                if server.status != desired:
+                    self._writing.post(desired, server)
+                return IDLE
+        else:
+            try:
+                plan = self._plan(desired, server)
+                move = advance(plan, server, Now(self._wall(), time.monotonic()))
+            except Refused as error:
+                # What it has taken down comes back up, whatever becomes of the revision.
+                plan = make_bare_plan(server.lrn, desired.group_of(server.lrn))
+                move = bring_back(plan, server)
+                if move is None:
+                    return self._refuse(server, str(error))
         self._publisher.update(pending=len(plan.changes), reboot_required=server.reboot_required)
         try:
             pause = self._act(move, plan, server)
@@ -231,6 +240,8 @@ class Worker:
         repair, rules = f"repair-{timestamp(self._wall())}", plan.reboot
         for step in plan.steps:
             server = self._read()
+            if server.disabled or (server.rollout and server.rollout.unfinished):
+                return False
             if step.effect == "acquire" and not is_open(rules.windows, rules.timezone, self._wall()):
                 log.info("a repair waits for the window", extra={"server": server.lrn})
                 return False

@@ -107,9 +107,14 @@ class Writing:
 
     def check_place(self) -> None:
         """After a write was refused: where this agent's key is gone, whoever deleted it, it has to take its place anew."""
-        if self._writes is not None and not is_agent_alive(self._client, self._writes.agent):
+        if self._writes is not None and not self._has_place(self._writes):
             log.warning("this agent's key is gone: it takes its place anew")
             self.close()
+
+    def _has_place(self, writes: AgentWrites) -> bool:
+        return is_agent_alive(
+            self._client, writes.agent, mod_is(self._keys.machine(writes.lrn), writes.machine.mod_revision)
+        )
 
     def close(self) -> None:
         """Give the lease back, and with it the place in any line."""
@@ -155,10 +160,10 @@ class Writing:
         if move.closing:
             return mine.begin_closing(record, holder, status=status)
         if move.repair:
-            return mine.begin_repair(record, holder=holder)
+            return mine.begin_repair(record, holder=holder, rollout=server.rollout)
         if server.phase is None:
             raise Fenced(f"cannot begin {step.id}: no phase is open")
-        return mine.begin(record, server.phase, holder=holder, status=status)
+        return mine.begin(record, server.phase, holder=holder, status=status, rollout=server.rollout)
 
     def complete(self, record: StepRecord, server: Server, did: Did) -> None:
         """Record that a step is done, and what it left on the host."""
@@ -190,6 +195,10 @@ class Writing:
     def _open_phase(self, server: Server) -> OpenPhase | None:
         phase, rollout = server.phase, server.rollout
         return phase if phase and rollout and phase.rollout == rollout.id else None
+
+    def slot_group(self, server: Server, group: str) -> str:
+        """The lock group that an *acquire* is for: that of the slot which this server holds already, else `group`."""
+        return server.lock.group if server.lock is not None and self._own(server) else group
 
     # --- the slot ---------------------------------------------------------------------------------------------------
 
@@ -241,7 +250,9 @@ class Writing:
         self._leave_line()
         holder = self._own(server) or Holder(server.machine_id, "agent", server.lrn, mod_revision=-1)
         also = self._mine.forgetting(steps)
-        RebootLock(self._client, self._keys, group).release(holder, also=also)
+        RebootLock(self._client, self._keys, group).release(
+            holder, guards=[self._mine.lease_guard], also=also
+        )
 
     def _own(self, server: Server) -> Holder | None:
         owner = (server.machine_id, "agent", server.lrn)

@@ -118,6 +118,15 @@ def advance(plan: Plan, server: Server, now: Now) -> Move:
     return _in_phase(plan, server, rollout, status, now)
 
 
+def bring_back(plan: Plan, server: Server) -> Move | None:
+    """What is left to do to bring up a server that may not go on with any rollout: its plan, or its revision, is refused."""
+    for rollout in sorted({record.rollout for record in server.steps.values()}):
+        move = _bring_back(plan, server, rollout)
+        if move:
+            return move
+    return None
+
+
 def _is_active(server: Server, rollout: Rollout) -> bool:
     """Whether steps other than closing ones may begin: what the fence of *begin* compares, seen beforehand."""
     return (

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from reconciler.core.advance import interrupted
 from reconciler.core.difference import difference
 from reconciler.core.schedule import may_open, next_time
 from reconciler.core.state import (
@@ -24,6 +25,7 @@ from reconciler.core.state import (
     Now,
     OpenPhase,
     Rollout,
+    Server,
     ServerStatus,
     Wave,
 )
@@ -335,6 +337,10 @@ def _differs(desired: Desired, fleet: Fleet, servers: tuple[int, ...]) -> bool:
         # What was only fetched has changed nothing; anything else that did not end is settled in a rollout.
         records = fleet.steps.get(lrn, {}).items()
         if any(record.state != "done" and not id.endswith(":fetch") for id, record in records):
+            return True
+        # A container that was stopped, or an OS that was staged, and nothing followed: a revert has to undo it.
+        steps = fleet.steps.get(lrn, {})
+        if interrupted(Server(lrn, "", "", recorded=fleet.recorded.get(lrn, {}), steps=steps)):
             return True
     return False
 

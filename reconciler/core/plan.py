@@ -117,6 +117,15 @@ def make_repair(recorded: Recorded, differs: Iterable[Change], lrn: int, group: 
     return Plan(lrn, group.name, 0, tuple(changes), tuple(steps), group.reboot)
 
 
+def make_bare_plan(lrn: int, group: ServerGroup) -> Plan:
+    """A plan of no change: enough to bring back up, by `group`'s rules, a server whose revision cannot be planned."""
+    return Plan(lrn, group.name, 0, (), _chain_of_reboot(group.reboot), group.reboot)
+
+
+def _chain_of_reboot(rules: RebootPolicy) -> tuple[Step, ...]:
+    return tuple(_chain(_reboot_steps(rules), ()))
+
+
 def _as_found(change: Change, observed: frozenset[Key], begun: frozenset[str]) -> Change:
     """A change that the host shows as made already is only recorded; one that has begun goes its way to the end."""
     if change.key not in observed or change.action == "remove":
@@ -227,6 +236,9 @@ def _container_steps(change: Change, begun: frozenset[str]) -> list[Step]:
     if change.action == "record" and change.reason == "found_on_host":
         return [made]
     acquire = Step(phase, key, "acquire", change=change)
+    real = {acquire.id, f"stop:{key.subject}:stop"} & begun
+    if change.action == "record" and artifact.container.update != "parallel" and not real:
+        return [made]  # found on the host, and only recorded
     hooks = [
         Step(phase, key, "hook", "started", index, change=change, hook=name)
         for index, name in enumerate(artifact.container.started)

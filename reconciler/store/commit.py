@@ -81,7 +81,7 @@ def commit(
                 seen[0].mod_revision if seen else reply.revision, (), reply.responses[len(asked) :]
             )
         failed = _failed(guards, reply.responses)
-        if lost and seen and _still_holds(guards, failed, seen[0]):
+        if lost and seen and not any(map(_for_good, failed)) and _still_holds(guards, failed, seen[0]):
             _bump(client, seen[0])
         return Outcome(reply.revision, failed, reply.responses[len(asked) :])
 
@@ -117,6 +117,17 @@ def _failed(guards: Sequence[Guard], found: Sequence[tuple[Item, ...]]) -> tuple
 def _still_holds(guards: Sequence[Guard], failed: Sequence[Guard], item: Item) -> bool:
     """Whether the written key is still as it was acted on, so that a request which is under way could still land."""
     return any(guard.compare.key == item.key and guard not in failed for guard in guards)
+
+
+def _for_good(guard: Guard) -> bool:
+    """Whether a guard that failed can never hold again, so that a request which is under way fails whatever comes."""
+    compare = guard.compare
+    return (
+        compare.end is None
+        and compare.target != "value"
+        and compare.result == "equal"
+        and bool(compare.operand)
+    )
 
 
 def _bump(client: Client, item: Item) -> None:

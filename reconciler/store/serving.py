@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from reconciler.core.artifact import Key
 from reconciler.core.semaphore import Holder
-from reconciler.core.state import Agent, Installed, Machine, OpenPhase, ServerStatus, StepRecord
+from reconciler.core.state import Agent, Installed, Machine, OpenPhase, Rollout, ServerStatus, StepRecord
 from reconciler.errors import HeldBack
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard, commit, require
@@ -145,13 +145,15 @@ class AgentWrites:
         *,
         holder: Holder | None = None,
         status: ServerStatus | None = None,
+        rollout: Rollout | None = None,
     ) -> StepRecord:
         """Begin a step of the open phase. `record` says `running`, with the `mod_revision` of the record that it replaces (or 0).
 
         `holder` is this server's slot where the step stands between `acquire` and `release`. `status` is posted with it.
         """
         opened = Guard(mod_is(self.keys.phase, phase.mod_revision), "the phase is not open any more")
-        return self._begin(record, [self._number(), opened, *self._slot(holder)], status)
+        guards = [self._number(), opened, *self._rollout(rollout), *self._slot(holder)]
+        return self._begin(record, guards, status)
 
     def begin_closing(
         self, record: StepRecord, holder: Holder | None, *, status: ServerStatus | None = None
@@ -159,12 +161,15 @@ class AgentWrites:
         """Begin a step that brings a server back up: its slot is compared and no phase, so it may begin after a stop."""
         return self._begin(record, self._slot(holder), status)
 
-    def begin_repair(self, record: StepRecord, *, holder: Holder | None = None) -> StepRecord:
+    def begin_repair(
+        self, record: StepRecord, *, holder: Holder | None = None, rollout: Rollout | None = None
+    ) -> StepRecord:
         """Begin a repair of drift: only while no rollout is under way and nothing is paused."""
         guards = [
             self._number(),
             Guard(absent(self.keys.phase), "a rollout has begun"),
             Guard(absent(self.keys.pause), "changes are paused"),
+            Guard(mod_is(self.keys.rollout, rollout.mod_revision if rollout else 0), "a rollout has begun"),
             *self._slot(holder),
         ]
         return self._begin(record, guards, None)
@@ -207,8 +212,9 @@ class AgentWrites:
         own = self._record(record)
         if close is not None:
             opened = Guard(mod_is(self.keys.phase, close.mod_revision), "another phase is open")
+            counted = Guard(absent(self.keys.disabled(self.lrn)), "this server does not count")
             outcome = commit(
-                self.client, [own, opened], [*operations, delete(self.keys.phase)], witness=write
+                self.client, [own, opened, counted], [*operations, delete(self.keys.phase)], witness=write
             )
             if outcome.made or own in outcome.failed:
                 return replace(record, mod_revision=require(f"record {record.id}", outcome))
@@ -249,6 +255,16 @@ class AgentWrites:
             mod_is(self.keys.step(self.lrn, record.id), record.mod_revision),
             "the step's record has changed",
         )
+
+    def _rollout(self, rollout: Rollout | None) -> list[Guard]:
+        if rollout is None:
+            return []
+        return [
+            Guard(
+                mod_is(self.keys.rollout, rollout.mod_revision),
+                "the rollout has changed: who is in it is looked at again",
+            )
+        ]
 
     def _slot(self, holder: Holder | None) -> list[Guard]:
         if holder is None:

@@ -19,6 +19,7 @@ from reconciler.store.client import Client
 from reconciler.store.commit import Guard, commit
 from reconciler.store.keys import Keys
 from reconciler.store.transaction import (
+    Compare,
     Operation,
     absent,
     create_is,
@@ -219,7 +220,7 @@ def _delete_dead(client: Client, dead: list[tuple[str, int]]) -> None:
         commit(client, [guard], [deletion], witness=deletion)
 
 
-def is_agent_alive(client: Client, agent: AgentKey) -> bool:
-    """Whether the agent's key is still the one that it made."""
+def is_agent_alive(client: Client, agent: AgentKey, *also: Compare) -> bool:
+    """Whether the agent's key is still the one that it made, and `also` holds."""
     looked: list[Operation] = [get(agent.key)]
-    return client.txn([create_is(agent.key, agent.create_revision)], looked).succeeded
+    return client.txn([create_is(agent.key, agent.create_revision), *also], looked).succeeded

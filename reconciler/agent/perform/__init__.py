@@ -67,7 +67,7 @@ def perform(move: Perform, plan: Plan, server: Server, hands: Hands, writing: Wr
     booted = step.effect == "reboot" and has_booted(record, move.rollout, server)
     in_line = step.effect == "acquire" and record is not None and record.rollout == move.rollout
     if record is None or not (booted or (in_line and record.state == "running")):
-        record = writing.begin(step, move, server, _target(step, plan))
+        record = writing.begin(step, move, server, _target(step, plan, server, writing))
         log.info("begins %s", step.id, extra=_fields(server, step, move.rollout))
     try:
         did = after_boot(plan, server, hands) if booted else _effect(step, plan, server, hands, writing)
@@ -156,10 +156,10 @@ def _as_wanted(step: Step, server: Server, hands: Hands) -> Did | None:
     return Did(found, (installed(artifact, found, server, hands),))
 
 
-def _target(step: Step, plan: Plan) -> str:
+def _target(step: Step, plan: Plan, server: Server, writing: Writing) -> str:
     """What the record says that the step is to bring about: a version, or a slot of which lock group."""
     if step.effect == "acquire":
-        return plan.reboot.lock_group
+        return writing.slot_group(server, plan.reboot.lock_group)
     artifact = step.change.after if step.change else None
     return artifact.version if artifact else ""
 

@@ -15,7 +15,8 @@ class Queued(HeldBack):
 
 def acquire(step: Step, plan: Plan, server: Server, writing: Writing) -> Did:
     reason = f"{step.phase} {step.subject.subject}" if step.subject else "reboot"
-    before = writing.take_slot(server, plan.reboot.lock_group, reason)
+    group = writing.slot_group(server, plan.reboot.lock_group)
+    before = writing.take_slot(server, group, reason)
     if before is not None:
-        raise Queued(f"waiting for a slot of lock group {plan.reboot.lock_group}: {before}")
-    return Did(plan.reboot.lock_group)
+        raise Queued(f"waiting for a slot of lock group {group}: {before}")
+    return Did(group)

@@ -7,7 +7,7 @@ from reconciler.core.artifact import Artifact, Known
 from reconciler.core.lead import timestamp
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import Detail, Installed, Server
-from reconciler.errors import HostError
+from reconciler.errors import Fenced, HostError
 from reconciler.host.policy import check_removal
 
 
@@ -29,6 +29,11 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
     found = hands.look([artifact]).get(step.subject)
     # What an interrupted change staged runs only at the next boot: what runs now does not show it.
     staged = wanted.reboot and wanted.reason == "interrupted"
+    if wanted.reason == "found_on_host" and found != target:
+        # Its plan has no slot and no hooks for it; having begun, it is planned as any change.
+        raise Fenced(
+            f"{step.subject.subject} is not on the host any more as it was found: it is planned anew"
+        )
     if target is None or found != target or staged:
         driver.apply(artifact, pin)
         if wanted.reboot:
