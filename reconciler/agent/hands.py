@@ -45,6 +45,8 @@ class Hands:
     progress: Progress = silent
     ending: threading.Event = field(default_factory=threading.Event)
     wall: Callable[[], float] = lambda: 0.0
+    tidy: Callable[[Iterable[Key]], None] = lambda recorded: None
+    """Drop what was fetched for others than these."""
 
     def look(self, artifacts: Iterable[Artifact | Known]) -> dict[Key, str]:
         """What the host has of these: one look for each kind."""

@@ -6,6 +6,7 @@ etcd away) it logs once, publishes, and tries again with back-off and jitter.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from reconciler.agent.follow import Follower
 from reconciler.agent.leader import Conductor
@@ -132,6 +134,30 @@ def watch_repository(repo: str, bells: Bells, ending: threading.Event) -> None:
         watch_paths(paths, bells.follow, ending)
 
 
+def _reap_orphans(ending: threading.Event, interval: float = 30.0) -> None:
+    """As process 1: take the exit status of what others left behind. Our own programs are waited for by who ran them.
+
+    Whoever is a zombie at two looks in a row is nobody's.
+    """
+    before: set[int] = set()
+    while not ending.wait(interval):
+        zombies = {
+            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_zombie(entry)
+        }
+        for pid in zombies & before:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        before = zombies
+
+
+def _is_zombie(process: Path) -> bool:
+    try:
+        state, parent = (process / "stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    return state == "Z" and parent == str(os.getpid())
+
+
 class Signals:
     """SIGTERM and SIGINT end the agent in order, a second one at once; SIGHUP means "look now"; children of process 1 are reaped."""
 
@@ -144,7 +170,7 @@ class Signals:
             signal.signal(number, self._end)
         signal.signal(signal.SIGHUP, lambda *_: self._bells.ring_all())
         if os.getpid() == 1:
-            signal.signal(signal.SIGCHLD, lambda *_: None)
+            threading.Thread(target=_reap_orphans, args=(self._ending,), name="reap", daemon=True).start()
 
     def _end(self, number: int, _: object) -> None:
         if self._ending.is_set():

@@ -207,6 +207,7 @@ class Worker:
         if self._drift_checked is not None and now - self._drift_checked < self._drift_interval():
             return
         self._drift_checked = now
+        self._hands.tidy(server.recorded)
         found = drifted(server.recorded, self._hands)
         if found != self._publisher().drift:
             texts = "; ".join(map(described, found))

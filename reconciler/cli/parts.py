@@ -98,6 +98,7 @@ def server_parts(
         progress,
         ending or threading.Event(),
         time.time,
+        packages.tidy,
     )
 
     def configure(settings: Settings) -> None:

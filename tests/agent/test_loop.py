@@ -1,0 +1,99 @@
+"""The loops' own parts: what wakes them, what a failing one does, and reaping as process 1."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from reconciler.agent import loop
+from reconciler.agent.loop import Loops
+from reconciler.agent.publisher import Publisher
+from reconciler.agent.wake import Wake, local_paths, watch_paths
+from reconciler.core.published import Published
+from reconciler.errors import Unavailable
+
+
+def wait_for(condition: object, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]  # any callable
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_hundred_rings_are_one() -> None:
+    wake = Wake()
+    for _ in range(100):
+        wake.ring()
+    assert wake.wait(1)
+    assert not wake.wait(0.01)
+
+
+def test_a_loop_that_fails_says_what_is_missing_and_goes_on() -> None:
+    publisher, ending, tries = Publisher(Published()), threading.Event(), []
+
+    def once() -> float:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise Unavailable("etcd is away")
+        return 60.0
+
+    loops = Loops(publisher, ending)
+    bell = Wake()
+    loops.start("worker", once, bell)
+    wait_for(lambda: publisher().missing == ("worker: etcd is away",))
+    bell.ring()
+    wait_for(lambda: len(tries) >= 3)
+    wait_for(lambda: publisher().missing == ())
+    ending.set()
+    bell.ring()
+    assert loops.join(5)
+
+
+def test_a_fault_of_ours_does_not_end_a_loop() -> None:
+    publisher, ending, tries, bell = Publisher(Published()), threading.Event(), [], Wake()
+
+    def once() -> float:
+        tries.append(1)
+        bell.ring()
+        if len(tries) == 1:
+            raise KeyError("a fault")
+        return 60.0
+
+    loops = Loops(publisher, ending)
+    loops.start("worker", once, bell)
+    wait_for(lambda: len(tries) >= 2)
+    ending.set()
+    bell.ring()
+    assert loops.join(5)
+
+
+def test_a_push_to_a_local_repository_rings(tmp_path: Path) -> None:
+    refs = tmp_path / "fleet.git" / "refs" / "heads"
+    refs.mkdir(parents=True)
+    (tmp_path / "fleet.git" / "HEAD").write_text("ref: refs/heads/main\n")
+    wake, stop = Wake(), threading.Event()
+    (watched,) = local_paths(f"file://{tmp_path}/fleet.git")
+    assert watched == tmp_path / "fleet.git" / "refs"
+    assert local_paths("https://git.example/fleet.git") == []
+    thread = watch_paths([watched], wake, stop)
+    try:
+        wait_for(lambda: (refs / "main").write_text(str(time.time())) and wake.wait(0.3))
+    finally:
+        stop.set()
+        thread.join(5)
+
+
+def test_a_zombie_that_nobody_waits_for_is_reaped() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    ending = threading.Event()
+    reaper = threading.Thread(target=loop._reap_orphans, args=(ending, 0.05))
+    reaper.start()
+    try:
+        wait_for(lambda: not Path(f"/proc/{child}").exists())
+    finally:
+        ending.set()
+        reaper.join()

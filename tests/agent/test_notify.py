@@ -1,0 +1,98 @@
+"""Notifications over real HTTP: what is sent, what is tried again, and that a failure is never anybody's."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from reconciler.agent.notify import Addresses, Event, Notifier
+
+
+class Receiver:
+    """A web server that answers with `statuses`, one after the other, then 200, and keeps what came."""
+
+    def __init__(self) -> None:
+        self.statuses: list[int] = []
+        self.bodies: list[dict[str, object]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                status = receiver.statuses.pop(0) if receiver.statuses else 200
+                if status == 200:
+                    receiver.bodies.append(json.loads(body))
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/SECRET"
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    receiver = Receiver()
+    thread = threading.Thread(target=receiver.server.serve_forever, daemon=True)
+    thread.start()
+    yield receiver
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+EVENT = Event("rollout_opened", "rollout of 1a2b3c4 opened on 3 servers", "1a2b3c4", "r1")
+
+
+def test_slack_gets_a_text_and_the_webhook_the_event(receiver: Receiver) -> None:
+    notifier = Notifier(lambda: Addresses(receiver.url, receiver.url))
+    notifier.tell(EVENT)
+    notifier.close()
+    assert receiver.bodies == [
+        {"text": EVENT.text},
+        {"event": "rollout_opened", "text": EVENT.text, "revision": "1a2b3c4", "rollout": "r1"},
+    ]
+
+
+def test_a_server_error_is_tried_again(receiver: Receiver) -> None:
+    receiver.statuses = [503]
+    notifier = Notifier(lambda: Addresses(webhook=receiver.url))
+    notifier.tell(EVENT)
+    notifier.close()
+    assert len(receiver.bodies) == 1
+
+
+def test_a_refusal_is_final_and_the_next_one_is_sent(
+    receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.statuses = [404]
+    notifier = Notifier(lambda: Addresses(webhook=receiver.url))
+    notifier.tell(EVENT)
+    notifier.tell(Event("drift", "server 1 drifted", server=1))
+    notifier.close()
+    assert [body["event"] for body in receiver.bodies] == ["drift"]
+    assert "404" in caplog.text
+    assert "SECRET" not in caplog.text
+
+
+def test_an_address_that_cannot_be_had_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def addresses() -> Addresses:
+        raise OSError("SECRET file is gone")
+
+    notifier = Notifier(addresses)
+    notifier.tell(EVENT)
+    notifier.close()
+    assert "cannot send a notification" in caplog.text
+
+
+def test_without_an_address_nothing_is_sent(receiver: Receiver) -> None:
+    notifier = Notifier(Addresses)
+    notifier.tell(EVENT)
+    notifier.close()
+    assert receiver.bodies == []
