@@ -30,8 +30,13 @@ def etcd_roles(call: Call, servers: str | None) -> int:
     options = call.options
     keys = Keys(options.prefix, options.lock_prefix)
     numbers = _numbers(servers) if servers else (options.lrn,)
-    for line in commands(keys, numbers):
-        click.echo(line)
+    lines = list(commands(keys, numbers))
+    if options.output == "json":
+        from reconciler.cli.compose import print_json
+
+        print_json([shlex.split(line.removesuffix(" || true")) for line in lines if not line.startswith("#")])
+    else:
+        click.echo("\n".join(lines))
     return 0
 
 

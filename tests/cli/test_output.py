@@ -91,7 +91,7 @@ def test_json_where_somebody_has_to_act(command: Command, etcd: Etcd, revision: 
         "stop": False,
         "started_at": "2026-01-02T03:04:05.000000006Z",
     }
-    ours = {"plan_format": 1, "phases": ["prefetch"], "waves": [[1]]}
+    ours = {"plan_format": 1, "phases": ["prefetch"], "waves": [{"servers": [1]}]}
     etcdctl(etcd.endpoint, "put", f"{etcd.prefix}status/current", "--", json.dumps(current | ours))
     assert command("status").ok().out.splitlines()[1].startswith("Rollout  ")
     assert command("stop", "--reason", "test", "--output", "json").ok().document["revision"] == revision
@@ -202,7 +202,7 @@ def test_diff_shows_what_differs_inside(command: Command, repository: Repository
     lines = [" ".join(line.split()) for line in ran.out.splitlines()]
     assert lines[0] == f"{first[:7]} → HEAD@{second[:7]}"
     for line in (
-        "~ image etcd 3.5.4.1 replace definition_changed restart (lock default)",
+        "~ image etcd 3.5.4.1 replace definition_changed restart (lock default), unpinned",
         'container.args[1]: "boot" → "boot-$(lrn)"',
         'container.environment.A: "1" → "2"',
         "- image squid 5.4.1.1 remove not_desired",
