@@ -12,6 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -83,10 +84,11 @@ class Storage:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Storage]:
+def storage() -> Iterator[Storage]:
     if os.geteuid() != 0:
         pytest.skip("debootstrap wants root")
-    directory = tmp_path_factory.mktemp("container")
+    # podman takes no run root of more than 50 characters, and pytest's directories grow longer with every run.
+    directory = Path(tempfile.mkdtemp(prefix="podman-"))
     try:
         made = Storage.below(directory)
         _import_base(made)
