@@ -9,7 +9,7 @@ import click
 
 from reconciler.cli.program import Call, Verb
 from reconciler.core.state import Desired
-from reconciler.errors import Refused
+from reconciler.errors import Refused, UsageError
 
 
 @click.command("validate", cls=Verb)
@@ -25,6 +25,8 @@ def validate(call: Call, where: str | None) -> int:
 
     options = call.options
     directory = Path(where) if where is not None and Path(where).is_dir() else None
+    if where is not None and directory is None and where.startswith(("/", "./", "../", "~")):
+        raise UsageError(f"cannot validate {where}: it is no directory, and no revision is called so")
     as_json = options.output == "json"
     try:
         desired = (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.cli.program import run
 from reconciler.host.driver import Host
 from tests.cli.command import Command, Ran
 from tests.cli.git import FILE, SET, Repository, artifacts
@@ -445,19 +446,28 @@ def test_a_full_disk_stops_the_pass_before_anything_changes(
             "cannot pause until 2020-01-01T00:00:00Z: that is over",
         ),
         ("pause", "Missing option '--reason'"),
+        ("validate /nowhere", "cannot validate /nowhere: it is no directory, and no revision is called so"),
         (
             "agent --etcd http://127.0.0.1:2379",
             "agent must be told which desired state this server follows: give --repo",
         ),
     ],
 )
-def test_a_wrong_call(command: Command, repository: Repository, words: str, message: str) -> None:
+def test_a_wrong_call(
+    command: Command,
+    repository: Repository,
+    capsys: pytest.CaptureFixture[str],
+    words: str,
+    message: str,
+) -> None:
     repository.commit(artifacts(images=[]))
-    env = {"RECONCILER_REPO": ""} if words.startswith("agent") else {}
-    ran = command(*words.split(), env=env)
-    assert (ran.status, ran.out) == (USAGE, "")
-    assert message in ran.err
-    assert "hunter2" not in ran.err
+    environment = command.whole_environment({"RECONCILER_REPO": ""} if words.startswith("agent") else {})
+    # In this process: a wrong call ends before anything is imported that minds.
+    status = run(words.split(), environment)
+    shown = capsys.readouterr()
+    assert (status, shown.out) == (USAGE, "")
+    assert message in shown.err
+    assert "hunter2" not in shown.err
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -20,6 +20,8 @@ from tests.podman import podman
 from tests.registry import Registry, registry
 from tests.release_server import ReleaseServer
 
+pytestmark = pytest.mark.needs("dpkg", "dpkg-deb", "git")
+
 RELEASE = "2022.05.23-12345"
 STARTED = "2022-05-23T09:10:11.123456789Z"
 
@@ -165,7 +167,6 @@ def test_what_neco_recorded_is_planned_taken_over_and_written_as_neco_reads_it(
     assert isinstance(status["message"], str)
 
 
-@pytest.mark.needs("dpkg")
 @pytest.mark.usefixtures("neco")
 def test_a_leftover_of_neco_becomes_ours_and_goes(
     command: Command, repository: Repository, etcd: Etcd, host: Host
@@ -179,7 +180,6 @@ def test_a_leftover_of_neco_becomes_ours_and_goes(
     assert "install/0/debs/leftover" not in keys(etcd)
 
 
-@pytest.mark.needs("dpkg")
 @pytest.mark.usefixtures("neco")
 def test_what_was_never_adopted_is_not_removed(
     command: Command, repository: Repository, etcd: Etcd, host: Host

@@ -31,6 +31,8 @@ from tests.registry import Registry, free_port, registry
 from tests.release_server import ReleaseServer
 from tests.store.fleet import serve
 
+pytestmark = pytest.mark.needs("dpkg", "dpkg-deb", "git")
+
 HELD_BACK, UNEXPECTED, USAGE = 3, 4, 64
 
 
@@ -70,7 +72,6 @@ def actions(ran: Ran) -> dict[str, str]:
 # --- packages -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("dpkg")
 def test_packages_are_installed_upgraded_downgraded_and_removed(
     command: Command, repository: Repository, host: Host, etcd: Etcd, packages: Packages
 ) -> None:
@@ -92,7 +93,6 @@ def test_packages_are_installed_upgraded_downgraded_and_removed(
     assert command("--yes").ok().out.splitlines()[-1].startswith("Nothing to do: ")
 
 
-@pytest.mark.needs("dpkg")
 def test_etcd_says_so_only_after_the_host_does(
     command: Command, repository: Repository, host: Host, etcd: Etcd, packages: Packages
 ) -> None:
@@ -118,7 +118,6 @@ def test_etcd_says_so_only_after_the_host_does(
     assert len(outcomes) == 2
 
 
-@pytest.mark.needs("dpkg")
 def test_a_failure_is_tried_again_by_the_next_pass(
     command: Command, repository: Repository, host: Host, releases: ReleaseServer, packages: Packages
 ) -> None:
@@ -132,7 +131,6 @@ def test_a_failure_is_tried_again_by_the_next_pass(
     assert state(host, "one") == "ii 1.0"
 
 
-@pytest.mark.needs("dpkg")
 def test_what_was_lost_is_put_back_though_its_revision_was_rolled_out(
     command: Command, repository: Repository, host: Host, etcd: Etcd, packages: Packages
 ) -> None:
@@ -148,7 +146,6 @@ def test_what_was_lost_is_put_back_though_its_revision_was_rolled_out(
     assert recorded(etcd) == {"debs/one": "v1.0", "debs/two": "v1.0"}
 
 
-@pytest.mark.needs("dpkg")
 def test_drift_is_shown_and_repaired(
     command: Command, repository: Repository, host: Host, packages: Packages
 ) -> None:
@@ -165,7 +162,6 @@ def test_drift_is_shown_and_repaired(
     command("drift").ok()
 
 
-@pytest.mark.needs("dpkg")
 def test_no_server_is_told_to_remove_too_much(
     command: Command, repository: Repository, host: Host, packages: Packages
 ) -> None:
@@ -361,7 +357,6 @@ def pending(repository: Repository, packages: Packages) -> None:
     repository.commit(artifacts(debs=[packages.deb("one", "1.0")]))
 
 
-@pytest.mark.needs("dpkg")
 @pytest.mark.usefixtures("pending")
 def test_only_the_plan_that_is_expected(
     command: Command, repository: Repository, host: Host, etcd: Etcd, packages: Packages
@@ -463,7 +458,6 @@ def test_the_hosts_policy_has_the_last_word(
     assert command("--dry-run", "--server", "8").status == 0
 
 
-@pytest.mark.needs("dpkg")
 @pytest.mark.usefixtures("pending")
 def test_what_the_hosts_policy_never_lets_go(
     command: Command, repository: Repository, host: Host, etcd: Etcd
@@ -477,7 +471,6 @@ def test_what_the_hosts_policy_never_lets_go(
     assert (state(host, "one"), recorded(etcd)) == ("ii 1.0", {"debs/one": "v1.0"})
 
 
-@pytest.mark.needs("dpkg")
 def test_ctrl_c_lets_the_step_in_flight_come_to_its_end(
     command: Command, repository: Repository, host: Host, etcd: Etcd, packages: Packages, tmp_path: Path
 ) -> None:
@@ -519,7 +512,7 @@ def test_ctrl_c_lets_the_step_in_flight_come_to_its_end(
 # --- without any etcd but its own -----------------------------------------------------------------------------------
 
 
-@pytest.mark.needs("dpkg", "etcd")
+@pytest.mark.needs("etcd")
 def test_the_embedded_etcd_is_started_and_ended_by_the_command(
     command: Command, repository: Repository, host: Host, packages: Packages
 ) -> None:
