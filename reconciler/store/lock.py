@@ -59,7 +59,9 @@ WAITER_TTL = 30.0
 _LINE_LOOKED_AT = 64
 _LOOKS_AGAIN_AFTER = 20.0
 _AWAY_PAUSE = 0.5
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.1
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
+_TRIED_AT_ONCE = 4
+"""Conflicts after which one pauses: who pauses after each never comes in beside one that goes on without a pause."""
 _random = random.SystemRandom()
 
 
@@ -488,19 +490,23 @@ class RebootLock:
         )
 
     def _views(self, fresh: bool = False) -> Iterator[_View]:
-        """What to decide from, one after another, with a jittered pause after a conflict, until the patience is over.
+        """What to decide from, one after another, with a jittered pause after some conflicts, until the patience is over.
 
         The first may be what is remembered of an earlier change: good enough to try a transaction on, which compares
         it, and for no other answer.
         """
         self._seen = None if fresh or self._seen is None else replace(self._seen, fresh=False)
-        end, pause = time.monotonic() + self._patience, _FIRST_PAUSE
+        end, pause, conflicts = time.monotonic() + self._patience, _FIRST_PAUSE, 0
         while time.monotonic() < end:
             if self._seen is None:
                 self._seen = self._read()
             elif self._seen.fresh:
-                time.sleep(pause * (0.5 + _random.random()))
-                pause = min(_LONGEST_PAUSE, pause * 2)
+                conflicts += 1
+                if conflicts % _TRIED_AT_ONCE == 0:
+                    time.sleep(pause * (0.5 + _random.random()))
+                    pause = min(_LONGEST_PAUSE, pause * 2)
+                    # What the failed transaction read has grown old meanwhile: it would only fail again.
+                    self._seen = self._read()
             yield self._seen
 
     def _commit(
