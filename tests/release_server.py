@@ -146,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
     server_of: ReleaseServer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Tests look at `seen` instead."""
+        """What was answered, for the report of a test that fails; tests themselves look at `seen`."""
+        sys.stderr.write(f"{self.server_of.url} from {self.server_of.directory}: {format % args}\n")
 
     def do_HEAD(self) -> None:
         self.do_GET()
