@@ -26,6 +26,7 @@ class Service:
     def __init__(self) -> None:
         self.status = 200
         self.body = b"fine"
+        self.moved: dict[str, str] = {}
         self.asked: list[str] = []
 
 
@@ -36,7 +37,10 @@ def _service() -> Iterator[tuple[Service, str]]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             service.asked.append(self.path)
-            self.send_response(service.status)
+            to = service.moved.get(self.path)
+            self.send_response(302 if to else service.status)
+            if to:
+                self.send_header("Location", to)
             self.send_header("Content-Length", str(len(service.body)))
             self.end_headers()
             self.wfile.write(service.body)
@@ -68,6 +72,17 @@ def test_http_passes_on_a_success(service: tuple[Service, str]) -> None:
     state, address = service
     check(HOST, Check("http", f"http://{address}/health/$(lrn)", 5))
     assert state.asked == ["/health/3"]
+
+
+def test_a_redirect_is_followed_and_is_no_success_itself(service: tuple[Service, str]) -> None:
+    state, address = service
+    state.moved = {"/old": "/new"}
+    assert look(HOST, Check("http", f"http://{address}/old", 5)) is None
+    assert state.asked == ["/old", "/new"]
+    state.status = 503
+    assert (look(HOST, Check("http", f"http://{address}/old", 5)) or "").startswith("status 503")
+    state.status = 300
+    assert (look(HOST, Check("http", f"http://{address}/", 5)) or "").startswith("status 300")
 
 
 def test_http_is_tried_until_it_passes(service: tuple[Service, str]) -> None:
