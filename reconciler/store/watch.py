@@ -17,7 +17,8 @@ from reconciler.errors import ReconcilerError, Unavailable
 from reconciler.store.transaction import Event, KeyRange
 
 if TYPE_CHECKING:
-    from reconciler.store.client import Client, WatchReply, WatchStream
+    from reconciler.store.client import Client
+    from reconciler.store.stream import WatchReply, WatchStream
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 5.0
 _STOP_SEEN_WITHIN = 0.2

@@ -178,11 +178,9 @@ class TestLeases:
         assert ttl == 20
         etcd.client.txn([], [put(key, "v", lease)])
         assert etcd.client.refresh(lease) == 20
-        assert 0 < etcd.client.time_to_live(lease) <= 20
         etcd.client.revoke(lease)
         assert etcd.client.read([one(key)]).items == ((),)
         assert etcd.client.refresh(lease) == 0
-        assert etcd.client.time_to_live(lease) < 0
         with pytest.raises(LeaseGone):
             etcd.client.txn([], [put(key, "v", lease)])
 
