@@ -5,13 +5,15 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
-from tests.etcd_server import EtcdServer
+from reconciler.store.transaction import delete_under
+from tests.etcd_server import EtcdServer, etcdctl
+from tests.etcd_users import ROOT, Users, make_users
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -24,11 +26,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @dataclass(frozen=True)
 class Etcd:
-    """One test's part of a real etcd: keys that no other test uses."""
+    """One test's part of a real etcd: keys that no other test uses, from the etcd revision `since` on.
+
+    Where the etcd has users, `client` and the others here are root's unless another user is named.
+    """
 
     server: EtcdServer
     keys: Keys
     client: Client
+    since: int = 1
 
     @property
     def endpoint(self) -> str:
@@ -42,9 +48,31 @@ class Etcd:
     def lock_prefix(self) -> str:
         return self.keys.lock_prefix
 
-    def new_client(self, timeout: float = 5.0) -> Client:
+    @property
+    def users(self) -> Users | None:
+        return self.server.users
+
+    def options(self, user: str = ROOT) -> EtcdOptions:
+        """What a client of `user`'s needs."""
+        return options(self.server, user)
+
+    def flags(self, user: str) -> list[str]:
+        """The same for the command line, without the endpoint."""
+        return self.users.flags(user) if self.users is not None else []
+
+    def new_client(self, timeout: float = 5.0, user: str = ROOT) -> Client:
         """Another connection, as another process would have."""
-        return Client(EtcdOptions((self.endpoint,)), timeout)
+        return Client(self.options(user), timeout)
+
+    def emptied(self) -> Etcd:
+        """The same, once every key of it is deleted."""
+        folders = [delete_under(self.prefix), delete_under(self.keys.lock)]
+        return replace(self, since=self.client.txn([], folders).revision + 1)
+
+
+def options(server: EtcdServer, user: str = ROOT) -> EtcdOptions:
+    endpoints = (server.endpoint,)
+    return server.users.options(endpoints, user) if server.users is not None else EtcdOptions(endpoints)
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +89,32 @@ def etcd(etcd_server: EtcdServer) -> Iterator[Etcd]:
     name = secrets.token_hex(6)
     with Client(EtcdOptions((etcd_server.endpoint,))) as client:
         yield Etcd(etcd_server, Keys(f"/test/{name}/", f"test.example/{name}/rebootlock"), client)
+
+
+@pytest.fixture(scope="session")
+def etcd_users(tmp_path_factory: pytest.TempPathFactory) -> Users:
+    """The users and roles of a fleet: `EtcdServer(users=etcd_users)` has authentication on."""
+    if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
+        pytest.skip("needs etcd and etcdctl")
+    # Hashing a password well takes a tenth of a second, and here are twenty.
+    with EtcdServer(arguments=("--bcrypt-cost", "4")) as server:
+        users = make_users(server.endpoint, tmp_path_factory.mktemp("users"))
+        etcdctl(server.endpoint, "snapshot", "save", str(users.snapshot), login=users.login(ROOT))
+    return users
+
+
+@pytest.fixture(scope="session")
+def secured_server(etcd_users: Users) -> Iterator[EtcdServer]:
+    """One real etcd with authentication on, for all tests that do it no harm."""
+    with EtcdServer(users=etcd_users) as server:
+        yield server
+
+
+@pytest.fixture
+def secured_etcd(secured_server: EtcdServer) -> Iterator[Etcd]:
+    """Empty, under the keys for which the roles are."""
+    with Client(options(secured_server)) as client:
+        yield Etcd(secured_server, Keys(), client).emptied()
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.etcd_users import ROOT, Users
+
 READY_WITHIN = 20.0
 
 
@@ -26,11 +28,13 @@ def free_ports(number: int) -> list[int]:
         return [bound.getsockname()[1] for bound in sockets]
 
 
-def etcdctl(endpoint: str, *words: str, timeout: float = 10, stdin: str | None = None) -> str:
-    """What `etcdctl` prints."""
+def etcdctl(
+    endpoint: str, *words: str, timeout: float = 10, stdin: str | None = None, login: str = ""
+) -> str:
+    """What `etcdctl` prints. `login` is `user:password`."""
     result = subprocess.run(
         ["etcdctl", "--endpoints", endpoint, *words],
-        env={**os.environ, "ETCDCTL_API": "3"},
+        env={**os.environ, "ETCDCTL_API": "3", **({"ETCDCTL_USER": login} if login else {})},
         input=stdin,
         capture_output=True,
         text=True,
@@ -117,9 +121,16 @@ class Member:
 
 
 class EtcdServer:
-    """One or several members that form a cluster, and their directory."""
+    """One or several members that form a cluster, and their directory. With `users`, authentication is on from the start."""
 
-    def __init__(self, members: int = 1, arguments: Sequence[str] = (), scheme: str = "http") -> None:
+    def __init__(
+        self,
+        members: int = 1,
+        arguments: Sequence[str] = (),
+        scheme: str = "http",
+        users: Users | None = None,
+    ) -> None:
+        self.users = users
         self.directory = Path(tempfile.mkdtemp(prefix="etcd-"))
         ports = free_ports(2 * members)
         self.members = [
@@ -138,6 +149,9 @@ class EtcdServer:
             member.cluster = cluster
 
     def start(self) -> EtcdServer:
+        if self.users is not None:
+            for member in self.members:
+                self.restore(member, self.users.snapshot)
         for member in self.members:
             member.start(wait=False)
         for member in self.members:
@@ -151,12 +165,27 @@ class EtcdServer:
         end = time.monotonic() + READY_WITHIN
         while True:
             try:
-                etcdctl(self.members[0].endpoint, "get", "nothing", "--command-timeout", "1s")
+                self.etcdctl("get", "nothing", "--command-timeout", "1s")
                 return
             except AssertionError:
                 if time.monotonic() > end:
                     raise
                 time.sleep(0.05)
+
+    def etcdctl(self, *words: str, user: str = ROOT, stdin: str | None = None) -> str:
+        """What `etcdctl` prints to `user` at the first member."""
+        return etcdctl(self.endpoint, *words, stdin=stdin, login=self.login(user))
+
+    def login(self, user: str) -> str:
+        """What `etcdctl` is told; nothing where there are no users."""
+        return self.users.login(user) if self.users is not None else ""
+
+    def restore(self, member: Member, snapshot: Path) -> None:
+        """Make the data of a member that does not run: what `snapshot` has, in a cluster of these members."""
+        etcdctl(
+            member.endpoint, "snapshot", "restore", str(snapshot), "--data-dir", str(member.directory),
+            "--name", member.name, "--initial-cluster", member.cluster, "--initial-advertise-peer-urls", member.peer,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """End all members and remove their data."""
@@ -184,7 +213,8 @@ class EtcdServer:
         for member in self.members:
             if member.process is None:
                 continue
-            text = etcdctl(member.endpoint, "endpoint", "status", "--write-out", "fields")
+            words = ("endpoint", "status", "--write-out", "fields")
+            text = etcdctl(member.endpoint, *words, login=self.login(ROOT))
             fields = dict(line.split(" : ", 1) for line in text.splitlines() if " : " in line)
             if fields['"MemberID"'] == fields['"Leader"']:
                 return member

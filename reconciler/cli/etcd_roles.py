@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import click
 
 from reconciler.cli.program import Call, Verb
-from reconciler.store.keys import Keys
+from reconciler.errors import UsageError
+from reconciler.store.keys import DEFAULT_GROUP, Keys, number_in
 
 Grant = tuple[str, str]
 """A permission (`read`, `readwrite`) and a prefix, or a key where it does not end in a slash."""
+
+_MACHINE_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Whom the roles are for. `machines` has the machine ids that are known; without `groups` there may be any lock group."""
+
+    servers: tuple[int, ...]
+    machines: Mapping[int, str] = field(default_factory=dict)
+    never_lead: frozenset[int] = frozenset()
+    groups: tuple[str, ...] = ()
 
 
 @click.command("etcd-roles", cls=Verb)
 @click.option(
     "--servers",
-    metavar="N,N…",
-    help="Roles and users for these servers' agents, as 0,1,2; --lrn's alone unless given.",
+    metavar="N[=ID],…",
+    help="Roles and users for these servers' agents, as 0,1,2; --lrn's alone unless given. With a machine id, as 0=3f0c…, "
+    "an agent writes no other holder's record.",
+)
+@click.option(
+    "--no-lead", "never_lead", metavar="N,…", help="Those of the servers whose agents get no right to lead."
+)
+@click.option(
+    "--lock-groups",
+    metavar="A,B",
+    help="The lock groups that there are; any, unless given.",
 )
 @click.pass_obj
-def etcd_roles(call: Call, servers: str | None) -> int:
-    """Print the etcdctl commands for roles and users: one a server's agent, one for leading, FleetLock and reading.
+def etcd_roles(call: Call, servers: str | None, never_lead: str | None, lock_groups: str | None) -> int:
+    """Print the etcdctl commands for roles and users: a server's agent, leading, operating, FleetLock, reading.
 
-    An agent's credential can write only its own server's keys; one that may lead gets the role `reconciler-leader` too.
+    An agent's credential writes only its own server's keys; one that may lead gets the role `reconciler-leader` too.
     Review them, then pipe them into a shell: `etcdctl` asks for each user's password.
     """
     options = call.options
     keys = Keys(options.prefix, options.lock_prefix)
-    numbers = _numbers(servers) if servers else (options.lrn,)
-    lines = list(commands(keys, numbers))
+    lines = list(commands(keys, _fleet(servers or str(options.lrn), never_lead, lock_groups)))
     if options.output == "json":
         from reconciler.cli.compose import print_json
 
@@ -40,19 +63,20 @@ def etcd_roles(call: Call, servers: str | None) -> int:
     return 0
 
 
-def commands(keys: Keys, servers: tuple[int, ...]) -> Iterator[str]:
+def commands(keys: Keys, fleet: Fleet) -> Iterator[str]:
     """The commands, one a line, for `sh`."""
     yield "# Roles. Granting again changes nothing."
     yield from _role("reconciler-reader", readable(keys))
-    for lrn in servers:
-        yield from _role(f"reconciler-agent-{lrn}", agent(keys, lrn))
-    yield from _role("reconciler-leader", leader(keys))
-    yield from _role("reconciler-fleetlock", [("readwrite", keys.lock)])
+    for lrn in fleet.servers:
+        yield from _role(f"reconciler-agent-{lrn}", agent(keys, lrn, fleet))
+    yield from _role("reconciler-leader", leader(keys, fleet))
+    yield from _role("reconciler-operator", operator(keys))
+    yield from _role("reconciler-fleetlock", fleetlock(keys, fleet))
     yield "# Users. etcdctl asks for each password."
-    for lrn in servers:
-        yield from _user(
-            f"agent-{lrn}", ["reconciler-reader", f"reconciler-agent-{lrn}", "reconciler-leader"]
-        )
+    for lrn in fleet.servers:
+        roles = ["reconciler-reader", f"reconciler-agent-{lrn}"]
+        yield from _user(f"agent-{lrn}", roles if lrn in fleet.never_lead else [*roles, "reconciler-leader"])
+    yield from _user("operator", ["reconciler-reader", "reconciler-operator"])
     yield from _user("fleetlock", ["reconciler-fleetlock"])
     yield from _user("reader", ["reconciler-reader"])
     yield "# Last of all, once a user root with the role root exists: etcdctl auth enable"
@@ -78,7 +102,7 @@ def readable(keys: Keys) -> list[Grant]:
     return [("read", key) for key in (*folders, *ones)]
 
 
-def agent(keys: Keys, lrn: int) -> list[Grant]:
+def agent(keys: Keys, lrn: int, fleet: Fleet) -> list[Grant]:
     """What server `lrn`'s agent writes: its own keys, its slot and place in the line, and closing the phase after a failed step."""
     own = [
         keys.server(lrn),
@@ -87,23 +111,53 @@ def agent(keys: Keys, lrn: int) -> list[Grant]:
         keys.installed_on(lrn),
         keys.steps_of(lrn),
         keys.agents_of(lrn),
-    ]
-    return [("readwrite", key) for key in (*own, keys.phase, keys.lock)]
-
-
-def leader(keys: Keys) -> list[Grant]:
-    """What a leader writes; an agent with `--no-lead` does not need it."""
-    written = [
-        keys.election,
-        keys.rollout,
         keys.phase,
-        keys.pins,
-        keys.noted,
-        keys.pause,
+    ]
+    machine = fleet.machines.get(lrn)
+    for group in _groups(fleet):
+        own.append(keys.semaphore(group))
+        own.append(keys.holder(group, machine) if machine else keys.holders(group))
+        own.append(keys.waiters(group))
+    return [("readwrite", key) for key in (*own, *_any_group(keys, fleet))]
+
+
+def leader(keys: Keys, fleet: Fleet) -> list[Grant]:
+    """What a leader writes; an agent with `--no-lead` does not need it."""
+    written = [keys.election, keys.rollout, keys.phase, keys.pins, keys.noted, keys.pause, keys.history]
+    written += [keys.semaphore(group) for group in _groups(fleet)]
+    return [("readwrite", key) for key in (*written, *_any_group(keys, fleet))]
+
+
+def operator(keys: Keys) -> list[Grant]:
+    """What a person's commands write: `stop`, `recover`, `pause`, `server`, `lock`, `config` and `adopt`."""
+    folders = [
+        keys.servers,
+        keys.machines,
+        keys.all_disabled,
+        keys.installed,
+        keys.all_steps,
+        keys.status,
         keys.history,
         keys.lock,
+        keys.lock_history,
     ]
-    return [("readwrite", key) for key in written]
+    ones = [keys.pause, *(setting.key for setting in keys.settings)]
+    return [("readwrite", key) for key in (*folders, *ones)]
+
+
+def fleetlock(keys: Keys, fleet: Fleet) -> list[Grant]:
+    """What FleetLock writes: slots of any machine. It stands in no line, but looks whether somebody does."""
+    written = [key for group in _groups(fleet) for key in (keys.semaphore(group), keys.holders(group))]
+    return [("read", keys.lock), *(("readwrite", key) for key in (*written, *_any_group(keys, fleet)))]
+
+
+def _groups(fleet: Fleet) -> tuple[str, ...]:
+    return fleet.groups or (DEFAULT_GROUP,)
+
+
+def _any_group(keys: Keys, fleet: Fleet) -> list[str]:
+    """Where the lock groups are not known, all that any of them has."""
+    return [] if fleet.groups else [keys.lock_groups]
 
 
 def _role(name: str, grants: list[Grant]) -> Iterator[str]:
@@ -119,10 +173,27 @@ def _user(name: str, roles: list[str]) -> Iterator[str]:
         yield f"etcdctl user grant-role {name} {role}"
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    from reconciler.errors import UsageError
+def _fleet(servers: str, never_lead: str | None, lock_groups: str | None) -> Fleet:
+    machines: dict[int, str] = {}
+    numbers = []
+    for part in servers.split(","):
+        number, _, machine = part.partition("=")
+        numbers.append(_number("--servers", number))
+        if machine and not _MACHINE_ID.fullmatch(machine):
+            raise UsageError(
+                f"cannot read --servers: {machine!r} is no machine id; it is what stands in the server's /etc/machine-id"
+            )
+        if machine:
+            machines[numbers[-1]] = machine
+    followers = frozenset(_number("--no-lead", part) for part in (never_lead or "").split(",") if part)
+    if strangers := sorted(followers - set(numbers)):
+        raise UsageError(f"cannot read --no-lead {never_lead}: server {strangers[0]} is none of --servers")
+    groups = tuple(group for group in (lock_groups or "").split(",") if group)
+    return Fleet(tuple(sorted(set(numbers))), machines, followers, groups)
 
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise UsageError(f"cannot read --servers {text}: give numbers with commas, as 0,1,2") from None
+
+def _number(option: str, text: str) -> int:
+    found = number_in(text.strip())
+    if found is None:
+        raise UsageError(f"cannot read {option}: {text!r} is no server's number; write it as 0,1,2")
+    return found

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Etcd
+from tests.etcd_users import OPERATOR
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,9 @@ class Command:
         return {name: value for name, value in given.items() if value}
 
 
-def of(etcd: Etcd) -> dict[str, str]:
-    """The variables that name a test's part of the real etcd."""
-    return {"etcd": etcd.endpoint, "prefix": etcd.prefix, "lock_prefix": etcd.lock_prefix}
+def of(etcd: Etcd, user: str = OPERATOR) -> dict[str, str]:
+    """The variables that name a test's part of the real etcd, and who one is there where it has users."""
+    found = {"etcd": etcd.endpoint, "prefix": etcd.prefix, "lock_prefix": etcd.lock_prefix}
+    if etcd.users is not None:
+        found |= {"etcd_user": user, "etcd_password_file": str(etcd.users.password_file(user))}
+    return found

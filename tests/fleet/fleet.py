@@ -25,8 +25,10 @@ from reconciler.core.state import COMPLETE, Fleet, Rollout
 from reconciler.host.driver import Host
 from reconciler.store.administration import Administration
 from reconciler.store.view import read_fleet
+from tests.cli.command import Command, of
 from tests.conftest import Etcd
 from tests.debs import DebSpec, bare_host, build, state
+from tests.etcd_users import OPERATOR, agent
 from tests.release_server import ReleaseServer
 
 ROOT = Path(__file__).parents[2]
@@ -167,7 +169,8 @@ class Servers:
     def __post_init__(self) -> None:
         _git(self.directory, "init", "--quiet", "--bare", "--initial-branch=main", str(self.repository))
         _git(self.directory, "clone", "--quiet", str(self.repository), str(self.work))
-        self.administration = Administration(self.etcd.client, self.etcd.keys)
+        self.operators = self.etcd.new_client(user=OPERATOR)
+        self.administration = Administration(self.operators, self.etcd.keys)
 
     @property
     def repository(self) -> Path:
@@ -176,6 +179,10 @@ class Servers:
     @property
     def work(self) -> Path:
         return self.directory / "work"
+
+    def command(self, user: str = OPERATOR) -> Command:
+        """`reconcile` as a person runs it, with that user's rights in etcd."""
+        return Command(self.directory, of(self.etcd, user))
 
     # --- git --------------------------------------------------------------------------------------------------------
 
@@ -259,6 +266,7 @@ class Servers:
         where = machine.directory
         argv = [sys.executable, "-m", "reconciler", "agent", "--lrn", str(machine.lrn)]
         argv += ["--etcd", self.etcd.endpoint, "--prefix", self.etcd.prefix]
+        argv += self.etcd.flags(agent(machine.lrn))
         argv += ["--lock-prefix", self.etcd.lock_prefix, "--lease-ttl", f"{TTL:g}s"]
         argv += ["--repo", f"file://{self.repository}", "--interval", "1h"]
         argv += [
@@ -324,6 +332,7 @@ class Servers:
             machine.gate.unlink(missing_ok=True)
             machine.signal(signal.SIGCONT)
             machine.kill()
+        self.operators.close()
 
     # --- what etcd says ---------------------------------------------------------------------------------------------
 

@@ -36,6 +36,8 @@ from reconciler.store.keys import Keys
 from reconciler.store.serving import Found, recording
 from reconciler.store.transaction import Compare, Get, KeyRange, Operation, Put, Reply, Snapshot, put, under
 from reconciler.store.view import read_server
+from tests import etcd_users
+from tests.conftest import Etcd
 
 _LOOKS = 2000
 """No rollout here takes one agent as many looks at etcd."""
@@ -241,8 +243,8 @@ class PowerCord(threading.Event):
 class MortalClient(Client):
     """The real client; each write is two points of the fate, and after the kill nothing reaches etcd."""
 
-    def __init__(self, endpoint: str, keys: Keys, places: Mapping[int, Place], fate: Fate) -> None:
-        super().__init__(EtcdOptions((endpoint,)))
+    def __init__(self, options: EtcdOptions, keys: Keys, places: Mapping[int, Place], fate: Fate) -> None:
+        super().__init__(options)
         self._keys, self._places, self._fate = keys, places, fate
         self.leases: list[int] = []
         self.lose_reply = False
@@ -353,14 +355,14 @@ class Agent:
     def __init__(
         self,
         place: Place,
-        endpoint: str,
+        options: EtcdOptions,
         keys: Keys,
         places: Mapping[int, Place],
         revisions: Sequence[Desired],
         fate: Fate,
     ) -> None:
         self.place, self.fate = place, fate
-        self.client = MortalClient(endpoint, keys, places, fate)
+        self.client = MortalClient(options, keys, places, fate)
         machine = f"{place.lrn:032x}"
         containers = SimulatedContainers(place, fate)
         plain, os_images = SimulatedDriver(place, fate), SimulatedOs(place, fate)
@@ -419,15 +421,22 @@ class Agent:
 
 @dataclass
 class SimulatedFleet:
-    """Some simulated servers and their agents on a real etcd."""
+    """Some simulated servers and their agents on a real etcd, each agent with its own user's rights."""
 
-    endpoint: str
-    admin: Client
-    keys: Keys
+    etcd: Etcd
     directory: Path
     places: dict[int, Place] = field(default_factory=dict)
     agents: dict[int, Agent] = field(default_factory=dict)
     revisions: list[Desired] = field(default_factory=list)
+
+    @property
+    def admin(self) -> Client:
+        """Root's client: what a test reads and plants itself."""
+        return self.etcd.client
+
+    @property
+    def keys(self) -> Keys:
+        return self.etcd.keys
 
     def add(self, lrn: int, recorded: Sequence[Artifact] = ()) -> Place:
         """A server that has `recorded` already, and etcd says so."""
@@ -455,7 +464,8 @@ class SimulatedFleet:
         place.chmod(0o755)
 
     def start(self, lrn: int, fate: Fate | None = None) -> Agent:
-        agent = Agent(self.places[lrn], self.endpoint, self.keys, self.places, self.revisions, fate or Fate())
+        options = self.etcd.options(etcd_users.agent(lrn))
+        agent = Agent(self.places[lrn], options, self.keys, self.places, self.revisions, fate or Fate())
         self.agents[lrn] = agent
         return agent
 

@@ -92,4 +92,4 @@ def test_it_reads_the_whole_history_of_a_real_etcd(etcd: Etcd) -> None:
     wrong = etcd.client.txn([], [put(keys.semaphore("default"), two), put(keys.holder("default", "y"), "{}")])
     etcd.client.txn([], [put(keys.semaphore("default"), one), delete(keys.holder("default", "y"))])
     with pytest.raises(AssertionError, match=f"etcd revision {wrong.revision}: .* y was added beyond max 1"):
-        prove(etcd.client, keys)
+        prove(etcd.client, keys, etcd.since)

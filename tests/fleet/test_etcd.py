@@ -9,24 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.client import Client
 from reconciler.store.keys import Keys
 from reconciler.store.transaction import under
-from tests.conftest import Etcd
-from tests.etcd_server import EtcdServer, etcdctl
+from tests.conftest import Etcd, options
+from tests.etcd_server import EtcdServer
+from tests.etcd_users import Users
 from tests.fleet import fleet
 from tests.fleet.checker import prove
 from tests.fleet.fleet import Servers
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Servers]:
+def own(tmp_path: Path, etcd_users: Users) -> Iterator[Servers]:
     """A fleet on an etcd that a test may harm."""
     if shutil.which("etcd") is None or shutil.which("etcdctl") is None:
         pytest.skip("needs etcd and etcdctl")
     with (
-        EtcdServer() as server,
-        Client(EtcdOptions((server.endpoint,))) as client,
+        EtcdServer(users=etcd_users) as server,
+        Client(options(server)) as client,
         fleet.running(Etcd(server, Keys(), client), tmp_path) as servers,
     ):
         yield servers
@@ -61,16 +62,13 @@ def test_an_etcd_restored_from_an_old_snapshot_is_refused_by_every_agent(
     own.wait_for_end(own.push({"tool": "1.0"}))
     (member,) = own.etcd.server.members
     snapshot = tmp_path / "snapshot.db"
-    etcdctl(own.etcd.endpoint, "snapshot", "save", str(snapshot))
+    own.etcd.server.etcdctl("snapshot", "save", str(snapshot))
     own.wait_for_end(own.push({"tool": "2.0"}))
     for machine in own.machines.values():
         assert machine.terminate() == 0
     member.kill()
     shutil.rmtree(member.directory)
-    etcdctl(
-        own.etcd.endpoint, "snapshot", "restore", str(snapshot), "--data-dir", str(member.directory),
-        "--name", member.name, "--initial-cluster", member.cluster, "--initial-advertise-peer-urls", member.peer,
-    )  # fmt: skip
+    own.etcd.server.restore(member, snapshot)
     member.start()
     own.etcd.server.wait_until_it_serves()
     restored = own.view().etcd_revision

@@ -6,6 +6,7 @@ import time
 
 from reconciler.core.state import ABORTED, PHASES
 from reconciler.store.transaction import under
+from tests import etcd_users
 from tests.fleet.fleet import TTL, Servers, with_shell
 from tests.fleet.test_leader import reached
 
@@ -225,20 +226,21 @@ def test_two_agents_with_one_number(servers: Servers) -> None:
 
 def test_a_revision_that_one_host_does_not_allow_is_refused_there(servers: Servers) -> None:
     """The host's policy has the last word, whatever the leader says."""
-    for lrn in range(3):
+    follower = etcd_users.FOLLOWERS[0]
+    for lrn in (0, 1, follower):
         servers.add(lrn)
-    strict = servers.machines[2]
+    strict = servers.machines[follower]
     policy = strict.root / "etc/reconciler/policy.yaml"
     policy.parent.mkdir(parents=True)
     policy.write_text("apiVersion: reconciler/v1\nkind: HostPolicy\nallow: {packages: [tool]}\n")
     strict.arguments = ("--no-lead",)
     servers.start()
-    servers.wait_for_registered(0, 1, 2)
+    servers.wait_for_registered(0, 1, follower)
     servers.wait_for_end(servers.push({"tool": "1.0"}))
     stopped = servers.wait_for_stop(servers.push({"tool": "1.0", "other": "1.0"}))
-    assert "server 2" in stopped.message and "policy" in stopped.message
+    assert f"server {follower}" in stopped.message and "policy" in stopped.message
     servers.has_not("other")
-    assert servers.view().statuses[2].cond == ABORTED
+    assert servers.view().statuses[follower].cond == ABORTED
     servers.wait_for_end(servers.push({"tool": "2.0"}))
     servers.has("tool", "2.0")
 

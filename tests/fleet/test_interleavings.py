@@ -23,12 +23,13 @@ from reconciler.core.state import (
 )
 from reconciler.errors import Ambiguous, Fenced, HostError
 from reconciler.store.administration import Administration
-from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.client import Client
 from reconciler.store.lock import RebootLock
 from reconciler.store.serving import AgentWrites, register
 from reconciler.store.session import Session, register_agent
 from reconciler.store.transaction import Compare, Delete, Operation, Put, Reply, delete, one, put
 from reconciler.store.view import read_fleet, read_locks, read_server
+from tests import etcd_users
 from tests.conftest import Etcd
 from tests.fleet.simulated import SimulatedDriver, SimulatedFleet
 
@@ -65,7 +66,7 @@ class Lossy(Client):
 
 @pytest.fixture
 def fleet(etcd: Etcd, tmp_path: Path) -> Iterator[SimulatedFleet]:
-    fleet = SimulatedFleet(etcd.endpoint, etcd.client, etcd.keys, tmp_path)
+    fleet = SimulatedFleet(etcd, tmp_path)
     yield fleet
     fleet.end()
 
@@ -99,7 +100,7 @@ def holders(fleet: SimulatedFleet) -> list[str]:
 def test_a_lost_release_beside_another_change_of_the_lock_frees_the_slot(etcd: Etcd) -> None:
     lock = RebootLock(etcd.client, etcd.keys)
     lock.set_max(2)
-    lossy = Lossy(EtcdOptions((etcd.endpoint,)))
+    lossy = Lossy(etcd.options(etcd_users.OPERATOR))
     with lossy:
         RebootLock(lossy, etcd.keys).take(Holder("m1", "agent", 1, 5))
         held = RebootLock(lossy, etcd.keys).holder_of("m1")
@@ -110,7 +111,7 @@ def test_a_lost_release_beside_another_change_of_the_lock_frees_the_slot(etcd: E
 
 
 def test_a_failure_whose_answer_is_lost_while_the_rollout_is_stopped_is_recorded(etcd: Etcd) -> None:
-    lossy = Lossy(EtcdOptions((etcd.endpoint,)))
+    lossy = Lossy(etcd.options(etcd_users.agent(0)))
     with lossy, Session(lossy, 30) as session:
         machine, keys = register(lossy, etcd.keys, 0, "m0"), etcd.keys
         place = register_agent(lossy, keys, session, 0, "h", "m0")

@@ -18,8 +18,6 @@ from reconciler.core.state import (
     RolloutPolicy,
     ServerGroup,
 )
-from reconciler.store.keys import Keys
-from reconciler.store.transaction import under
 from reconciler.store.view import read_fleet
 from tests.conftest import Etcd
 from tests.fleet.checker import prove
@@ -60,7 +58,6 @@ REVISION = Desired(
 def upgrade(
     etcd: Etcd,
     directory: Path,
-    name: str,
     fate: Fate,
     *,
     who: int = 0,
@@ -70,13 +67,12 @@ def upgrade(
 
     `trouble` is what happens at the chosen point, where it is no kill.
     """
-    keys = Keys(f"{etcd.prefix}{name}/", f"{etcd.lock_prefix}/{name}")
-    fleet = SimulatedFleet(etcd.endpoint, etcd.client, keys, directory / name, revisions=[REVISION])
+    etcd = etcd.emptied()
+    fleet = SimulatedFleet(etcd, directory / f"at{fate.chosen}", revisions=[REVISION])
     fleet.add(0, OLD)
     fleet.add(1, (deb("v1"),))
     for hook in ("drain", "undrain", "unseal"):
         fleet.hook(0, hook)
-    since = etcd.client.read([under(keys.status)]).revision
     if trouble is not None:
         fate.at_point = lambda: trouble(fleet)
     try:
@@ -84,13 +80,13 @@ def upgrade(
             fleet.start(lrn, fate if lrn == who else None)
         for _ in range(60):
             fleet.step()
-            rollout = read_fleet(etcd.client, keys).rollout
+            rollout = read_fleet(etcd.client, etcd.keys).rollout
             if rollout and rollout.outcome == "complete" and len(rollout.servers) == 2:
                 break
     finally:
         fleet.end()
     judge(fleet, fate)
-    prove(etcd.client, keys, since)
+    prove(etcd.client, etcd.keys, etcd.since)
     return fleet
 
 
@@ -137,7 +133,7 @@ def assert_nothing_twice(fleet: SimulatedFleet, lrn: int, at: str) -> None:
 
 def test_a_rollout_without_any_trouble(etcd: Etcd, tmp_path: Path) -> None:
     fate = Fate()
-    fleet = upgrade(etcd, tmp_path, "all", fate)
+    fleet = upgrade(etcd, tmp_path, fate)
     kinds = Counter(name.split()[0] for name in fate.points)
     assert kinds["before"] > 60 and kinds["in"] == 4, "the loops below are over these"
     did = [(entry.what, entry.subject) for entry in fleet.places[0].journal if entry.what != "recorded"]
@@ -148,16 +144,16 @@ def test_a_rollout_without_any_trouble(etcd: Etcd, tmp_path: Path) -> None:
 def test_killed_at_every_point_it_comes_to_the_same_end(etcd: Etcd, tmp_path: Path, chunk: int) -> None:
     """The agent that leads and has everything to do: before and after each write, before, in and after each action."""
     fate = Fate()
-    upgrade(etcd, tmp_path, "all", fate)
+    upgrade(etcd, tmp_path, fate)
     for chosen in range(chunk + 1, len(fate.points) + 1, CHUNKS):
-        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen))
+        upgrade(etcd, tmp_path, Fate(chosen))
 
 
 def test_one_that_does_not_lead_is_killed_at_every_point(etcd: Etcd, tmp_path: Path) -> None:
     fate = Fate()
-    upgrade(etcd, tmp_path, "all", fate, who=1)
+    upgrade(etcd, tmp_path, fate, who=1)
     for chosen in range(1, len(fate.points) + 1):
-        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), who=1)
+        upgrade(etcd, tmp_path, Fate(chosen), who=1)
 
 
 def loses_the_reply(fleet: SimulatedFleet) -> None:
@@ -173,30 +169,30 @@ def loses_the_lead(fleet: SimulatedFleet) -> None:
 def test_the_reply_to_each_write_is_lost(etcd: Etcd, tmp_path: Path, chunk: int) -> None:
     """Promise 12: the write happened, and nobody is told."""
     fate = Fate()
-    upgrade(etcd, tmp_path, "all", fate)
+    upgrade(etcd, tmp_path, fate)
     writes = [number for number, name in enumerate(fate.points, 1) if name.startswith("before writing")]
     for chosen in writes[chunk::2]:
-        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), trouble=loses_the_reply)
+        upgrade(etcd, tmp_path, Fate(chosen), trouble=loses_the_reply)
 
 
 def test_the_lead_is_lost_before_each_write_of_the_leader(etcd: Etcd, tmp_path: Path) -> None:
     """Promise 2: what it has decided and not written yet is refused; another one leads on, and the end is the same."""
     fate = Fate()
-    upgrade(etcd, tmp_path, "all", fate)
+    upgrade(etcd, tmp_path, fate)
     leaders = (
         "before writing status/current",
         "before writing status/phase",
         "before writing info/neco-release",
     )
     for chosen in [number for number, name in enumerate(fate.points, 1) if name in leaders]:
-        upgrade(etcd, tmp_path, f"at{chosen}", Fate(chosen), trouble=loses_the_lead)
+        upgrade(etcd, tmp_path, Fate(chosen), trouble=loses_the_lead)
 
 
 def test_an_installation_that_succeeds_and_changes_nothing_is_not_recorded(
     etcd: Etcd, tmp_path: Path
 ) -> None:
     """Promise 8: what counts is what the host shows afterwards."""
-    fleet = SimulatedFleet(etcd.endpoint, etcd.client, etcd.keys, tmp_path / "lies", revisions=[REVISION])
+    fleet = SimulatedFleet(etcd, tmp_path / "lies", revisions=[REVISION])
     fleet.add(1, (deb("v1"),)).lies.add(deb("v2").key)
     fleet.start(1)
     for _ in range(8):

@@ -12,6 +12,7 @@ import pytest
 
 from reconciler.core.state import PHASES
 from reconciler.store.transaction import Item, put, under
+from tests.etcd_users import ROOT
 from tests.fleet.fleet import TTL, Machine, Servers
 
 
@@ -124,7 +125,7 @@ def test_etcds_own_election_takes_its_turn_with_ours(servers: Servers) -> None:
 def elect(servers: Servers, election: str, name: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         ["etcdctl", "--endpoints", servers.etcd.endpoint, "elect", election, name],
-        env={**os.environ, "ETCDCTL_API": "3"},
+        env={**os.environ, "ETCDCTL_API": "3", "ETCDCTL_USER": servers.etcd.server.login(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

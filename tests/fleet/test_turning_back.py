@@ -8,7 +8,6 @@ from pathlib import Path
 from reconciler.core.artifact import OsImage
 from reconciler.core.state import ArtifactSet, Desired, OsDriver, RebootPolicy, Revision, ServerGroup
 from reconciler.core.window import Window
-from reconciler.store.keys import Keys
 from reconciler.store.lock import RebootLock
 from reconciler.store.view import read_fleet
 from tests.conftest import Etcd
@@ -29,11 +28,8 @@ class Story:
     """One server goes to a revision, and at one point something happens."""
 
     def __init__(self, etcd: Etcd, directory: Path, rules: RebootPolicy, fate: Fate) -> None:
-        name = f"at{fate.chosen}"
-        self.keys = Keys(f"{etcd.prefix}{name}/", f"{etcd.lock_prefix}/{name}")
-        self.fleet = SimulatedFleet(
-            etcd.endpoint, etcd.client, self.keys, directory / name, revisions=[desired(rules)]
-        )
+        etcd = etcd.emptied()
+        self.fleet = SimulatedFleet(etcd, directory / f"at{fate.chosen}", revisions=[desired(rules)])
         self.place = self.fleet.add(0, OLD)
         for hook in ("drain", "undrain", "unseal"):
             self.fleet.hook(0, hook)
@@ -47,7 +43,7 @@ class Story:
 
     @property
     def complete(self) -> bool:
-        rollout = read_fleet(self.etcd.client, self.keys).rollout
+        rollout = read_fleet(self.etcd.client, self.etcd.keys).rollout
         return bool(rollout and rollout.outcome == "complete")
 
     @property
@@ -58,7 +54,7 @@ class Story:
 
     @property
     def holders(self) -> tuple[str, ...]:
-        lock = read_fleet(self.etcd.client, self.keys).locks.get("default")
+        lock = read_fleet(self.etcd.client, self.etcd.keys).locks.get("default")
         return lock.semaphore.holders if lock else ()
 
     def two_hours_pass(self) -> None:
@@ -72,7 +68,7 @@ class Story:
 
     def release(self) -> None:
         """An operator gives back whatever slot the server holds."""
-        RebootLock(self.etcd.client, self.keys).release_of(
+        RebootLock(self.etcd.client, self.etcd.keys).release_of(
             f"{0:032x}", "admin", "a test", "2026-01-01T00:00:00Z"
         )
 
@@ -127,7 +123,7 @@ def test_an_operator_releases_the_slot_at_each_point_of_what_it_is_taken_for(
         story.fleet.start(0, fate)
         story.run()
         at = fate.points[chosen - 1]
-        rollout = read_fleet(etcd.client, story.keys).rollout
+        rollout = read_fleet(etcd.client, etcd.keys).rollout
         if rollout and rollout.stop:
             assert "the slot was released meanwhile" in rollout.message, at
             assert story.holders == (), at
