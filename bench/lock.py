@@ -28,7 +28,7 @@ UNIT = "cycles/s"
 def figures(stage: Stage, runs: int) -> Iterator[Figure]:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Child("locker", stage.endpoint, "bench", n)) for n in range(CLIENTS)]
-        answers: list[dict[str, Any]] = []
+        answers: dict[str, list[dict[str, Any]]] = {}
         taken: dict[str, list[float]] = {}
         # In turns: what disturbs one kind disturbs the others too. The first turn does not count.
         for turn in range(runs + 1):
@@ -36,7 +36,7 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
                 if turn:
                     rate = sum(answer["done"] / answer["seconds"] for answer in said)
                     taken.setdefault(kind, []).append(rate)
-                    answers += said if not kind.endswith("floor") else []
+                    answers.setdefault(kind, []).extend(said)
         for client in clients:
             client.ask("end")
     rates = {kind: Measured(tuple(found), UNIT) for kind, found in taken.items()}
@@ -49,9 +49,20 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
         for what, mine, number in (("1 client on 1 slot", one, 1), ("8 clients on 1 slot", crowd, CLIENTS)):
             peer = Measured(tuple(_etcdctl(etcdctl, stage.endpoint, number) for _ in range(5)), UNIT)
             yield Figure("lock", what, mine, "etcdctl lock", peer)
-    yield Figure("lock", "longest wait for a slot", Measured((max(said["longest"] for said in answers),)))
-    failed, done = float(sum(said["failed"] for said in answers)), sum(said["done"] for said in answers)
+    kinds = (("1 on 1", "one on one"), ("8 on 8", "eight on eight"), ("8 on 1", "eight on one"))
+    for what, kind in kinds:
+        waited = Measured((max(said["longest"] for said in answers[kind]),))
+        yield Figure("lock", f"{what}: longest wait for a slot", waited)
+        yield Figure("lock", f"{what}: requests to etcd", _asked(answers[kind]))
+    counted = [said for _, kind in kinds for said in answers[kind]]
+    failed, done = float(sum(said["failed"] for said in counted)), sum(said["done"] for said in counted)
     yield Figure("lock", "calls that failed", Measured((failed,), f"of {done:,}"), targets=NONE)
+
+
+def _asked(answers: Sequence[dict[str, Any]]) -> Measured:
+    """Transactions and watches a cycle, over all clients."""
+    asked = sum(said["asked"].get(name, 0) for said in answers for name in ("Txn", "Watch"))
+    return Measured((asked / sum(said["done"] for said in answers),), "a cycle")
 
 
 def _turn(clients: Sequence[Child]) -> Iterator[tuple[str, list[dict[str, Any]]]]:

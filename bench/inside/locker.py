@@ -10,7 +10,9 @@ from reconciler.core.semaphore import Holder
 from reconciler.errors import ReconcilerError
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
-from reconciler.store.lock import RebootLock, Taken
+from reconciler.store.line import Line
+from reconciler.store.lock import RebootLock
+from reconciler.store.lock_view import Taken
 from reconciler.store.transaction import Operation, put
 
 PATIENCE = 30.0
@@ -33,10 +35,11 @@ class Locker:
         """Take and give back for so long: how often, the longest wait, and the calls that failed though they had time left."""
         done, failed, longest = 0, 0, 0.0
         began = time.monotonic()
-        with RebootLock(self._client, self._keys, self._group) as lock:
+        lock, before = RebootLock(self._client, self._keys, self._group), self._client.counts
+        with Line(lock) as line:
             while (asked := time.monotonic()) < began + float(seconds):
                 try:
-                    answer = lock.acquire(self._holder, PATIENCE)
+                    answer = line.acquire(self._holder, PATIENCE)
                     longest = max(longest, time.monotonic() - asked)
                     if isinstance(answer, Taken) and lock.release(answer.holder):
                         done += 1
@@ -49,6 +52,7 @@ class Locker:
             "failed": failed,
             "longest": longest,
             "seconds": time.monotonic() - began,
+            "asked": {name: number - before.get(name, 0) for name, number in self._client.counts.items()},
         }
 
     def floor(self, seconds: str) -> Answer:
@@ -60,7 +64,7 @@ class Locker:
             self._client.txn([], written)
             self._client.txn([], written)
             done += 1
-        return {"done": done, "failed": 0, "longest": 0.0, "seconds": time.monotonic() - began}
+        return {"done": done, "seconds": time.monotonic() - began}
 
     def end(self) -> Answer:
         self._client.close()

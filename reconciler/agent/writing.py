@@ -20,7 +20,9 @@ from reconciler.errors import Fenced, HeldBack, ReconcilerError
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard
 from reconciler.store.keys import DEFAULT_GROUP, Keys
-from reconciler.store.lock import RebootLock, Refused, Taken
+from reconciler.store.line import Line
+from reconciler.store.lock import RebootLock
+from reconciler.store.lock_view import Refused, Taken
 from reconciler.store.serving import AgentWrites, Found, register
 from reconciler.store.session import Occupied, Session, is_agent_alive, register_agent
 from reconciler.store.transaction import mod_is
@@ -222,7 +224,7 @@ class Writing:
         try:
             answer = lock.take(holder, waiter, guards=guards)
             if isinstance(answer, Refused) and answer.waits and waiter is None and self._session is not None:
-                waiter = lock.enqueue(self._session, holder)
+                waiter, _ = lock.enqueue(self._session, holder)
                 answer = lock.take(holder, waiter, guards=guards)
         except Fenced:
             self._stop_waiting()
@@ -284,10 +286,10 @@ class Writing:
         ).start()
 
     def _watch_line(self, group: str, waiter: Waiter, stop: threading.Event) -> None:
-        lock = RebootLock(self._client, self._keys, group)
+        line = Line(RebootLock(self._client, self._keys, group))
         while not stop.is_set():
             try:
-                if lock.wait_for_turn(waiter, _TURN, stop):
+                if line.wait_for_turn(waiter, _TURN, stop):
                     self._ring()
                     # The worker tries at once; should it be refused again, it is told again soon.
                     stop.wait(0.2)

@@ -65,14 +65,16 @@ def status(call: Call, group: str) -> int:
 @click.pass_obj
 def acquire(call: Call, group: str, machine_id: str | None, wait: str | None, reason: str) -> int:
     """Take a slot, as an operator. Asking again for one that is held succeeds and changes nothing."""
-    from reconciler.store.lock import RebootLock, Refused
+    from reconciler.store.line import Line
+    from reconciler.store.lock import RebootLock
+    from reconciler.store.lock_view import Refused
 
     options = call.options
     seconds = _seconds(wait)
     machine = _machine(options, machine_id)
     holder = Holder(machine, "operator", None, int(time.time()), "", reason or f"acquired by {compose.who()}")
     with compose.store_to_write(options) as store:
-        answer = RebootLock(store.client, store.keys, group).acquire(holder, seconds)
+        answer = Line(RebootLock(store.client, store.keys, group)).acquire(holder, seconds)
     if isinstance(answer, Refused):
         raise HeldBack(f"cannot take a slot for machine {machine}: {answer.reason}")
     if options.output == "json":

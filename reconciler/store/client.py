@@ -192,14 +192,19 @@ class Client:
         requests = Requests(
             watch_request(rpc, keys, revision) for keys, revision in zip(ranges, revisions, strict=True)
         )
-        with self._counting:
-            self._counts["Watch"] += 1
+        self._count_watches(len(ranges))
         try:
             metadata = self._login.metadata(self._timeout)
             call = connection.stubs.watch.Watch(requests, metadata=metadata)
         except grpc.RpcError as error:
             raise self._broken(connection, error) from None
-        return WatchStream(call, requests, len(ranges), lambda error: self._broken(connection, error))
+        return WatchStream(
+            call, requests, len(ranges), lambda error: self._broken(connection, error), self._count_watches
+        )
+
+    def _count_watches(self, number: int) -> None:
+        with self._counting:
+            self._counts["Watch"] += number
 
     def _broken(self, connection: Connection, error: Any) -> Unavailable:
         self._note(error)

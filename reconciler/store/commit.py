@@ -51,9 +51,11 @@ def commit(
     *,
     witness: Put | Delete,
     reads: Sequence[KeyRange] = (),
+    otherwise: Sequence[KeyRange] = (),
     patience: float = PATIENCE,
 ) -> Outcome:
-    """Write `operations` where all `guards` hold, once. `reads` are read in any case, after that: `Outcome.found`.
+    """Write `operations` where all `guards` hold, once. `reads` are read in any case, after that, and before them `otherwise`
+    where it was not made: `Outcome.found`.
 
     `witness` is the operation that shows whether the write was made; one of the guards compares its key's etcd
     revision. Raises `Ambiguous` where that cannot be found out within `patience` seconds.
@@ -62,11 +64,12 @@ def commit(
     looks = [Get(KeyRange(compare.key, compare.end, limit=1)) for compare in compares]
     asked = [*looks, Get(KeyRange(witness.key if isinstance(witness, Put) else witness.keys.key))]
     then = [Get(keys) for keys in reads]
+    instead = [*(Get(keys) for keys in otherwise), *then]
     end = time.monotonic() + patience
     lost = False
     while True:
         try:
-            reply = client.txn(compares, [*operations, *then], [*asked, *then])
+            reply = client.txn(compares, [*operations, *then], [*asked, *instead])
         except Ambiguous:
             lost = True
             if time.monotonic() > end:

@@ -1,4 +1,4 @@
-"""The reboot lock: slots of a lock group, their holders' records and the waiting line. Called by the agent, `lock` and FleetLock.
+"""The reboot lock: slots of a lock group, and their holders' records. Called by the agent, `lock`, FleetLock and the waiting line.
 
 The document and the holder's record change in one transaction, compared on the document's etcd revision; a conflict
 is tried again. What was read last is kept, so that a change nobody interferes with is one transaction and no read.
@@ -7,23 +7,21 @@ is tried again. What was read last is kept, so that a change nobody interferes w
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from reconciler.core.semaphore import Holder, Semaphore
+from reconciler.core.semaphore import Holder
 from reconciler.core.state import Waiter
-from reconciler.errors import Fenced, HeldBack, ReconcilerError, Unavailable
+from reconciler.errors import Fenced, HeldBack, Unavailable
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard, Outcome, commit, require
 from reconciler.store.keys import DEFAULT_GROUP, Keys
 from reconciler.store.leading import prune
+from reconciler.store.lock_view import LockView, Refused, Taken, lock_ranges, lock_view
 from reconciler.store.session import Session
 from reconciler.store.transaction import (
     Delete,
-    Item,
-    KeyRange,
     Operation,
     Put,
     absent,
@@ -32,17 +30,13 @@ from reconciler.store.transaction import (
     last_before,
     mod_is,
     none_under,
-    oldest_under,
     one,
     put,
     under,
 )
-from reconciler.store.watch import Lookout
 from reconciler.wire.lock import (
     ReleasedSlot,
-    decode_holder,
     decode_released,
-    decode_semaphore,
     decode_waiter,
     encode_holder,
     encode_released,
@@ -53,50 +47,10 @@ from reconciler.wire.lock import (
 PATIENCE = 30.0
 """Seconds for which a change is tried again while others change the same document."""
 
-WAITER_TTL = 30.0
-"""Seconds without a sign of life after which a waiter has left the line."""
-
-_LINE_LOOKED_AT = 64
-_LOOKS_AGAIN_AFTER = 20.0
-_AWAY_PAUSE = 0.5
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.002, 0.05
 _TRIED_AT_ONCE = 4
 """Conflicts after which one pauses: who pauses after each never comes in beside one that goes on without a pause."""
 _random = random.SystemRandom()
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """The slot is held, by `holder` as it is recorded. `again`: it was held already, and nothing was changed."""
-
-    holder: Holder
-    again: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """No slot now, and why. `waits`: it is only that none is free, or that somebody came before."""
-
-    reason: str
-    waits: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """One lock group: `first` are the first in the waiting line. `fresh`: read by the call that is under way."""
-
-    fresh: bool
-    revision: int
-    semaphore: Semaphore
-    mod_revision: int
-    holders: dict[str, Holder]
-    first: tuple[str, ...]
-
-    def record_of(self, machine_id: str) -> Holder | None:
-        """The record of a machine that holds a slot. One without a record is an operator's."""
-        if machine_id not in self.semaphore.holders:
-            return None
-        return self.holders.get(machine_id, Holder(machine_id))
 
 
 class RebootLock:
@@ -105,16 +59,12 @@ class RebootLock:
     def __init__(
         self, client: Client, keys: Keys, group: str = DEFAULT_GROUP, patience: float = PATIENCE
     ) -> None:
-        self._client = client
-        self._keys = keys
+        self.client = client
         self.group = group
+        self.key = keys.semaphore(group)
+        self._keys = keys
         self._patience = patience
-        self._key = keys.semaphore(group)
-        self._seen: _View | None = None
-        self._session: Session | None = None
-        self._lookout = Lookout(client)
-        self._is_kept = False
-        self._had_to_wait = False  # then one joins the line at once the next time
+        self._seen: LockView | None = None
 
     # --- taking -----------------------------------------------------------------------------------------------------
 
@@ -125,17 +75,18 @@ class RebootLock:
         *,
         guards: Sequence[Guard] = (),
         also: Sequence[Operation] = (),
+        first: LockView | None = None,
     ) -> Taken | Refused:
         """Take a slot for `holder` if one is free and nobody came before: `waiter` is one's own place in the line, if any.
 
         Asking again is success. `guards` are compared, and `also` is written, in the same transaction (where the slot
-        is held already: in one of their own); a guard that does not hold raises `Fenced`.
+        is held already: in one of their own); a guard that does not hold raises `Fenced`. `first` is what to try on first.
         """
         if not holder.machine_id:
             raise ValueError("an empty machine id cannot hold a slot")
-        for view in self._views():
+        for view in self._views(first):
             held = view.record_of(holder.machine_id)
-            refused = None if held else self._refusal(view, waiter)
+            refused = None if held else view.refusal(waiter)
             if (held or refused) and not view.fresh:
                 self._seen = None
                 continue
@@ -147,24 +98,6 @@ class RebootLock:
             if outcome.made:
                 return Taken(replace(holder, mod_revision=outcome.revision))
         raise self._crowded("take a slot")
-
-    def _refusal(self, view: _View, waiter: Waiter | None) -> Refused | None:
-        free = view.semaphore.free
-        if not free:
-            held = ", ".join(view.semaphore.holders) or "nobody"
-            return Refused(
-                f"no slot of lock group {self.group} is free: held by {held}, max {view.semaphore.max}"
-            )
-        if waiter is None:
-            return Refused(f"others wait for a slot of lock group {self.group}") if view.first else None
-        if waiter.key in view.first[:free]:
-            return None
-        if waiter.key in view.first or len(view.first) >= _LINE_LOOKED_AT:
-            return Refused(f"others came before in the line of lock group {self.group}")
-        # What is remembered may be older than the place in the line: a fresh look tells whether it is lost.
-        if view.fresh:
-            raise Fenced(f"cannot take a slot of lock group {self.group}: the place in the line is lost")
-        return Refused(f"the place in the line of lock group {self.group} is not known yet")
 
     def _again(
         self,
@@ -191,7 +124,7 @@ class RebootLock:
 
     def _add(
         self,
-        view: _View,
+        view: LockView,
         holder: Holder,
         waiter: Waiter | None,
         guards: Sequence[Guard],
@@ -204,7 +137,7 @@ class RebootLock:
         left_over = view.holders.get(holder.machine_id)
         line = self._keys.waiters(self.group)
         own = [
-            Guard(mod_is(self._key, view.mod_revision), "the semaphore has changed"),
+            view.unchanged(self.key),
             Guard(mod_is(key, left_over.mod_revision if left_over else 0), "the holder's record has changed"),
             Guard(create_is(waiter.key, waiter.create_revision), "the place in the line is lost")
             if waiter
@@ -213,159 +146,47 @@ class RebootLock:
         if not view.mod_revision:
             own.append(Guard(none_under(under(self._keys.holders(self.group))), "there are holders' records"))
         write = put(key, encode_holder(holder))
-        operations = [put(self._key, encode_semaphore(semaphore)), write, *also]
+        operations = [put(self.key, encode_semaphore(semaphore)), write, *also]
         if waiter:
             operations.append(delete(waiter.key))
         outcome = self._commit([*own, *guards], operations, write)
         if outcome.made:
             holders = {**view.holders, holder.machine_id: replace(holder, mod_revision=outcome.revision)}
-            first = tuple(other for other in view.first if not waiter or other != waiter.key)
-            self._seen = _View(False, outcome.revision, semaphore, outcome.revision, holders, first)
+            self._seen = view.changed(outcome.revision, semaphore, holders, waiter)
         else:
             self._after_conflict(outcome, guards, "take a slot")
         return outcome
 
-    # --- the waiting line -------------------------------------------------------------------------------------------
+    # --- a place in the line ----------------------------------------------------------------------------------------
 
-    def enqueue(self, session: Session, holder: Holder) -> Waiter:
+    def enqueue(self, session: Session, holder: Holder) -> tuple[Waiter, LockView]:
         """Join the end of the line, with `session`'s lease: who dies leaves it. One's place is kept when asking again."""
         key = self._keys.waiter(self.group, session.lease)
         waiter = Waiter(key, holder.machine_id, holder.lrn, holder.reason)
         write = put(key, encode_waiter(waiter), session.lease)
         guard = Guard(absent(key), "there already")
-        outcome = commit(self._client, [guard], [write], witness=write, reads=[one(key), *self._ranges()])
+        reads = [one(key), *lock_ranges(self._keys, self.group)]
+        outcome = commit(self.client, [guard], [write], witness=write, reads=reads)
         place, *found = outcome.found
         if not place:
             raise Fenced(f"cannot wait for a slot of lock group {self.group}: the place in the line is lost")
-        self._seen = self._view(outcome.revision, found)
-        return decode_waiter(place[0].value, place[0].key, place[0].create_revision)
+        self._seen = lock_view(self._keys, self.group, outcome.revision, found)
+        return decode_waiter(place[0].value, key, place[0].create_revision), self._seen
 
     def leave(self, waiter: Waiter) -> None:
         """Leave the line. Not being in it is no error."""
         write = delete(waiter.key)
         guard = Guard(create_is(waiter.key, waiter.create_revision), "left already")
-        commit(self._client, [guard], [write], witness=write)
+        commit(self.client, [guard], [write], witness=write)
 
-    def wait_for_turn(self, waiter: Waiter, timeout: float, stop: threading.Event | None = None) -> bool:
-        """Wait for what may let `waiter` in, at most `timeout` seconds: its predecessor leaves or, for the first, a slot is freed.
-
-        True where it is worth trying again; False when the time is up, or at `stop`.
-        """
-        end = time.monotonic() + timeout
-        try:
-            self._wait(self._read(), waiter, end, stop)
-        finally:
-            if not self._is_kept:
-                self._lookout.close()
-        return time.monotonic() < end and not (stop is not None and stop.is_set())
-
-    def _wait(self, view: _View, waiter: Waiter, end: float, stop: threading.Event | None) -> None:
-        """Wait until it is worth trying again. `waiter` stood in line as in `view`: it watches the one key that concerns it."""
-        before = self._predecessor(view, waiter)
-        while self._refusal(view, waiter) is not None:
-            with self._lookout.on(one(before or self._key)) as watching:
-                view = self._seen = self._read()
-                if before != (before := self._predecessor(view, waiter)):
-                    continue
-                if self._refusal(view, waiter) is None:
-                    return
-                # Watches are hints: what one did not tell is found by looking again now and then.
-                events = watching.wait(min(end - time.monotonic(), _LOOKS_AGAIN_AFTER), stop)
-            if not events:
-                self._seen = None
-                return
-            if before is None:
-                self._remember(events[-1].item, waiter)
-                return
-            before = None  # most likely one is first now: the look that follows tells
-
-    def _predecessor(self, view: _View, waiter: Waiter) -> str | None:
-        """The key of the one before `waiter` in line; None for the first."""
+    def before(self, waiter: Waiter, view: LockView) -> str | None:
+        """The key of the one before `waiter` in line, as in `view`; None for the first."""
         if waiter.key in view.first:
             place = view.first.index(waiter.key)
             return view.first[place - 1] if place else None
         line = last_before(self._keys.waiters(self.group), waiter.create_revision)
-        (found,) = self._client.read((line,), view.revision).items
+        (found,) = self.client.read((line,), view.revision).items
         return found[0].key if found else None
-
-    def _remember(self, document: Item, waiter: Waiter) -> None:
-        """What the watch of the first in line told: good enough to try a transaction on."""
-        if document.value:
-            semaphore = decode_semaphore(document.value, self._key)
-            self._seen = _View(
-                False, document.mod_revision, semaphore, document.mod_revision, {}, (waiter.key,)
-            )
-
-    def acquire(
-        self, holder: Holder, wait: float = 0.0, stop: threading.Event | None = None
-    ) -> Taken | Refused:
-        """Take a slot; with `wait` (seconds) stand in line for it until then, or until `stop` is set. Without, never queue."""
-        end = time.monotonic() + wait
-        if wait <= 0 or not self._had_to_wait:
-            answer = self.take(holder)
-            if wait <= 0 or isinstance(answer, Taken) or not answer.waits:
-                return answer
-        try:
-            return self._wait_in_line(holder, end, stop)
-        finally:
-            if not self._is_kept:
-                self.close()
-
-    def _wait_in_line(self, holder: Holder, end: float, stop: threading.Event | None) -> Taken | Refused:
-        """Stand in line until the slot is taken or the time is up; etcd may be away meanwhile. Only a lost lease loses the place."""
-        while True:
-            try:
-                session = self._line_session()
-                waiter = self.enqueue(session, holder)
-                return self._stay_in_line(waiter, holder, end, stop)
-            except Fenced:
-                if session.alive or time.monotonic() > end:
-                    raise
-            except Unavailable:
-                if time.monotonic() > end:
-                    raise
-                self._seen = None
-                time.sleep(_AWAY_PAUSE * (0.5 + _random.random()))
-
-    def _stay_in_line(
-        self, waiter: Waiter, holder: Holder, end: float, stop: threading.Event | None
-    ) -> Taken | Refused:
-        self._had_to_wait = False
-        while True:
-            view = self._seen or self._read()
-            refused = self._refusal(view, waiter)
-            if refused is None or view.record_of(holder.machine_id):
-                answer = self.take(holder, waiter)
-                if isinstance(answer, Taken):
-                    return answer
-                view, refused = self._seen or view, answer
-            if not refused.waits or time.monotonic() > end or (stop is not None and stop.is_set()):
-                self.leave(waiter)
-                return refused
-            self._had_to_wait = True
-            self._wait(view, waiter, end, stop)
-
-    def _line_session(self) -> Session:
-        if self._session is None or not self._session.alive:
-            self.close()
-            self._session = Session(self._client, WAITER_TTL)
-        return self._session
-
-    def __enter__(self) -> RebootLock:
-        """Keep what one waits with, a lease and a stream, for who takes slots again and again."""
-        self._is_kept = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._is_kept = False
-        self.close()
-
-    def close(self) -> None:
-        """Give back what one waited with. Slots stay: nothing but a release ends them."""
-        self._lookout.close()
-        if self._session is not None:
-            self._session.close()
-            self._session = None
 
     # --- giving back ------------------------------------------------------------------------------------------------
 
@@ -412,33 +233,33 @@ class RebootLock:
                     f"and you saw {revision}; look at `reconcile lock status` again"
                 )
             note = put(history, encode_released(ReleasedSlot(self.group, held, who, why, at)))
-            pruned = prune(self._client, self._keys.lock_history, history)
+            pruned = prune(self.client, self._keys.lock_history, history)
             if self._remove(view, held, (), [note, *pruned]).made:
                 return held
         raise self._crowded("release a slot")
 
     def _remove(
-        self, view: _View, held: Holder, guards: Sequence[Guard], also: Sequence[Operation]
+        self, view: LockView, held: Holder, guards: Sequence[Guard], also: Sequence[Operation]
     ) -> Outcome:
         key = self._keys.holder(self.group, held.machine_id)
         own = [
-            Guard(mod_is(self._key, view.mod_revision), "the semaphore has changed"),
+            view.unchanged(self.key),
             Guard(mod_is(key, held.mod_revision), "the holder's record has changed"),
         ]
         semaphore = view.semaphore.remove(held.machine_id)
-        write = put(self._key, encode_semaphore(semaphore))
+        write = put(self.key, encode_semaphore(semaphore))
         gone = delete(key)
         outcome = self._commit([*own, *guards], [write, gone, *also], gone if held.mod_revision else write)
         if outcome.made:
             holders = {other: record for other, record in view.holders.items() if other != held.machine_id}
-            self._seen = _View(False, outcome.revision, semaphore, outcome.revision, holders, view.first)
+            self._seen = view.changed(outcome.revision, semaphore, holders, None)
         else:
             self._after_conflict(outcome, guards, "give back a slot")
         return outcome
 
     def holder_of(self, machine_id: str) -> Holder | None:
         """The slot that `machine_id` holds, as it is recorded; None where it holds none."""
-        return self._read().record_of(machine_id)
+        return self.look().record_of(machine_id)
 
     # --- the maximum ------------------------------------------------------------------------------------------------
 
@@ -448,11 +269,11 @@ class RebootLock:
             semaphore = view.semaphore.with_max(slots)
             if view.mod_revision and view.semaphore.max == slots:
                 return slots
-            guards = [Guard(mod_is(self._key, view.mod_revision), "the semaphore has changed")]
+            guards = [view.unchanged(self.key)]
             if not view.mod_revision:
                 records = none_under(under(self._keys.holders(self.group)))
                 guards.append(Guard(records, "there are holders' records"))
-            write = put(self._key, encode_semaphore(semaphore))
+            write = put(self.key, encode_semaphore(semaphore))
             outcome = self._commit(guards, [write], write)
             if outcome.made:
                 return view.semaphore.max
@@ -461,52 +282,30 @@ class RebootLock:
 
     # --- parts ------------------------------------------------------------------------------------------------------
 
-    def _ranges(self) -> tuple[KeyRange, ...]:
-        return (
-            one(self._key),
-            under(self._keys.holders(self.group)),
-            oldest_under(self._keys.waiters(self.group), _LINE_LOOKED_AT, keys_only=True),
-        )
+    def look(self) -> LockView:
+        """The lock group as it stands now."""
+        snapshot = self.client.read(lock_ranges(self._keys, self.group))
+        return lock_view(self._keys, self.group, snapshot.revision, snapshot.items)
 
-    def _read(self) -> _View:
-        snapshot = self._client.read(self._ranges())
-        return self._view(snapshot.revision, snapshot.items)
-
-    def _view(self, revision: int, found: Sequence[tuple[Item, ...]]) -> _View:
-        document, records, waiters = found
-        if not document and records:
-            raise ReconcilerError(
-                f"cannot use lock group {self.group}: {self._key} is missing but there are holders' records "
-                f"({records[0].key}, …); put the document back, or delete the records of those that hold nothing"
-            )
-        start = len(self._keys.holders(self.group))
-        return _View(
-            True,
-            revision,
-            decode_semaphore(document[0].value, self._key) if document else Semaphore(),
-            document[0].mod_revision if document else 0,
-            {item.key[start:]: decode_holder(item.value, item.key, item.mod_revision) for item in records},
-            tuple(item.key for item in waiters),
-        )
-
-    def _views(self, fresh: bool = False) -> Iterator[_View]:
+    def _views(self, first: LockView | None = None, *, fresh: bool = False) -> Iterator[LockView]:
         """What to decide from, one after another, with a jittered pause after some conflicts, until the patience is over.
 
-        The first may be what is remembered of an earlier change: good enough to try a transaction on, which compares
-        it, and for no other answer.
+        The first may be `first`, or what is remembered of an earlier change: good enough to try a transaction on,
+        which compares it, and for no other answer.
         """
-        self._seen = None if fresh or self._seen is None else replace(self._seen, fresh=False)
+        remembered = None if fresh else first or self._seen
+        self._seen = replace(remembered, fresh=False) if remembered else None
         end, pause, conflicts = time.monotonic() + self._patience, _FIRST_PAUSE, 0
         while time.monotonic() < end:
             if self._seen is None:
-                self._seen = self._read()
+                self._seen = self.look()
             elif self._seen.fresh:
                 conflicts += 1
                 if conflicts % _TRIED_AT_ONCE == 0:
                     time.sleep(pause * (0.5 + _random.random()))
                     pause = min(_LONGEST_PAUSE, pause * 2)
                     # What the failed transaction read has grown old meanwhile: it would only fail again.
-                    self._seen = self._read()
+                    self._seen = self.look()
             yield self._seen
 
     def _commit(
@@ -514,18 +313,19 @@ class RebootLock:
     ) -> Outcome:
         if not isinstance(witness, Put | Delete):
             raise ValueError("a read shows nothing about a write")
-        return commit(self._client, guards, operations, witness=witness, reads=self._ranges())
+        ranges = lock_ranges(self._keys, self.group)
+        return commit(self.client, guards, operations, witness=witness, otherwise=ranges)
 
     def _after_conflict(self, outcome: Outcome, guards: Sequence[Guard], what: str) -> None:
         """Take in what the failed transaction read. A failed guard of the caller's raises `Fenced`; a conflict does not."""
         failed = [guard for guard in outcome.failed if guard in guards]
         if failed:
             require(f"{what} of lock group {self.group}", replace(outcome, failed=tuple(failed)))
-        self._seen = self._view(outcome.revision, outcome.found)
+        self._seen = lock_view(self._keys, self.group, outcome.revision, outcome.found)
 
     def _crowded(self, what: str) -> Unavailable:
         return Unavailable(
-            f"cannot {what} of lock group {self.group}: others changed {self._key} all the time for {self._patience:g} s; try again"
+            f"cannot {what} of lock group {self.group}: others changed {self.key} all the time for {self._patience:g} s; try again"
         )
 
 

@@ -50,12 +50,13 @@ def operation_message(rpc: Any, operation: Operation) -> Any:
             return rpc.RequestOp(request_range=range_request(rpc, keys, None, keys.limit))
 
 
-def watch_request(rpc: Any, keys: KeyRange, revision: int) -> Any:
+def watch_request(rpc: Any, keys: KeyRange, revision: int, deletions_only: bool = False) -> Any:
     create = rpc.WatchCreateRequest(
         key=_key_bytes(keys.key),
         range_end=b"" if keys.end is None else _key_bytes(keys.end),
         start_revision=revision,
         progress_notify=True,
+        filters=[rpc.WatchCreateRequest.NOPUT] if deletions_only else [],
     )
     return rpc.WatchRequest(create_request=create)
 

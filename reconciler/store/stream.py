@@ -54,9 +54,15 @@ class WatchStream:
     """
 
     def __init__(
-        self, call: Any, requests: Requests, number: int, broken: Callable[[Any], Unavailable]
+        self,
+        call: Any,
+        requests: Requests,
+        number: int,
+        broken: Callable[[Any], Unavailable],
+        count: Callable[[int], None],
     ) -> None:
         self._call = call
+        self._count = count
         self._requests = requests
         self._asked = number
         self._broken = broken
@@ -64,10 +70,11 @@ class WatchStream:
         self._ids: dict[int, int] = {}
         self._dropped: set[int] = set()
 
-    def add(self, keys: KeyRange, revision: int) -> int:
-        """Watch `keys` too, from an etcd revision on: the watch's number."""
+    def add(self, keys: KeyRange, revision: int, *, deletions_only: bool = False) -> int:
+        """Watch `keys` too, from an etcd revision on (0: from now on): the watch's number."""
         rpc, _ = etcd_and_grpc()
-        self._requests.add(watch_request(rpc, keys, revision))
+        self._requests.add(watch_request(rpc, keys, revision, deletions_only))
+        self._count(1)
         self._asked += 1
         return self._asked - 1
 

@@ -5,12 +5,10 @@ What it tells is a hint. Whoever acts reads the state itself, and every pass fin
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from reconciler.errors import ReconcilerError, Unavailable
@@ -101,73 +99,106 @@ class Watch:
 
 
 class Lookout:
-    """Short watches, one after another, on one stream: for who waits for this and then for that. For one thread at a time.
+    """Watches on one stream, of which one is waited for at a time: for who waits for this and then for that. For one thread.
 
     Each begins now and not at an etcd revision of the past, however near: what lies behind, etcd hands out only every
-    100 ms. So one watches first, then reads, and then waits.
+    100 ms. So one watches first, then reads, and then waits. Of each watch only the newest event is kept.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._stream: WatchStream | None = None
-        self._news: queue.SimpleQueue[WatchReply | ReconcilerError] = queue.SimpleQueue()
-        self._index = -1
+        self._news = _News()
+        self._watched: dict[KeyRange, int] = {}
 
-    @contextlib.contextmanager
-    def on(self, keys: KeyRange) -> Iterator[Lookout]:
-        """Watch `keys` from now on. Raises `Unavailable` where the watch cannot be made."""
-        stream = self._open()
-        self._index = stream.add(keys, 0)
+    def watch(self, keys: KeyRange, *, deletions_only: bool = False) -> bool:
+        """Watch `keys` from now on, until `drop`. False where they are watched already. Raises `Unavailable`."""
+        if self._stream is not None and keys in self._watched:
+            return False
+        if self._stream is None:
+            self._stream, self._news = self._client.open_watch((), ()), _News()
+            arguments = (self._stream, self._news)
+            threading.Thread(target=_pass_on, args=arguments, name="etcd-lookout", daemon=True).start()
+        number = self._watched[keys] = self._stream.add(keys, 0, deletions_only=deletions_only)
         try:
-            made = self._next(time.monotonic() + _MADE_WITHIN, None)
-            if made is None:
+            if not self._news.wait(lambda news: number in news.made, _MADE_WITHIN):
                 raise Unavailable("cannot watch etcd: it does not answer")
-            yield self
         except ReconcilerError:
             self.close()
             raise
-        finally:
-            stream.drop(self._index)
+        return True
 
-    def wait(self, timeout: float, stop: threading.Event | None = None) -> tuple[Event, ...] | None:
-        """The next events, within `on`. None when `timeout` (seconds) is over, or at `stop`. Raises `Unavailable` when the stream breaks."""
-        end = time.monotonic() + timeout
-        while (reply := self._next(end, stop)) is not None:
-            if reply.events:
-                return reply.events
-        return None
+    def wait(
+        self, keys: KeyRange, after: int, timeout: float, stop: threading.Event | None = None
+    ) -> Event | None:
+        """The newest event of `keys`, which are watched, once there is one after the etcd revision `after`.
 
-    def _next(self, end: float, stop: threading.Event | None) -> WatchReply | None:
-        while (left := end - time.monotonic()) > 0 and not (stop is not None and stop.is_set()):
-            try:
-                reply = self._news.get(timeout=left if stop is None else min(left, _STOP_SEEN_WITHIN))
-            except queue.Empty:
-                continue
-            if isinstance(reply, ReconcilerError):
-                raise reply
-            if reply.index == self._index:
-                return reply
-        return None
+        None when `timeout` (seconds) is over, or at `stop`. Raises `Unavailable` when the stream breaks.
+        """
+        number = self._watched[keys]
 
-    def _open(self) -> WatchStream:
-        if self._stream is None:
-            self._stream, self._news = self._client.open_watch((), ()), queue.SimpleQueue()
-            reader = threading.Thread(
-                target=_pass_on, args=(self._stream, self._news), name="etcd-lookout", daemon=True
-            )
-            reader.start()
-        return self._stream
+        def has_come(news: _News) -> bool:
+            return number in news.newest and news.newest[number].item.mod_revision > after
+
+        try:
+            return self._news.newest[number] if self._news.wait(has_come, timeout, stop) else None
+        except ReconcilerError:
+            self.close()
+            raise
+
+    def drop(self, keys: KeyRange) -> None:
+        """Watch `keys` no longer. Not watching them is no error."""
+        number = self._watched.pop(keys, None)
+        if number is not None and self._stream is not None:
+            self._stream.drop(number)
+            self._news.newest.pop(number, None)
 
     def close(self) -> None:
         """End the stream; the next watch opens another."""
+        self._watched.clear()
         if self._stream is not None:
             self._stream.cancel()
             self._stream = None
 
 
-def _pass_on(stream: WatchStream, news: queue.SimpleQueue[WatchReply | ReconcilerError]) -> None:
+class _News:
+    """What a stream has told, by the number of the watch: which are made, and the newest event of each."""
+
+    def __init__(self) -> None:
+        self.made: set[int] = set()
+        self.newest: dict[int, Event] = {}
+        self.trouble: ReconcilerError | None = None
+        self._told = threading.Condition()
+
+    def tell(self, reply: WatchReply | ReconcilerError) -> None:
+        with self._told:
+            if isinstance(reply, ReconcilerError):
+                self.trouble = reply
+            elif reply.events:
+                self.newest[reply.index] = reply.events[-1]
+            else:
+                self.made.add(reply.index)
+            self._told.notify_all()
+
+    def wait(
+        self, has_come: Callable[[_News], bool], timeout: float, stop: threading.Event | None = None
+    ) -> bool:
+        """Whether what is waited for has come within `timeout` seconds, and before `stop`. Raises what broke the stream."""
+        end = time.monotonic() + timeout
+        with self._told:
+            while not has_come(self):
+                left = end - time.monotonic()
+                if self.trouble is not None:
+                    raise self.trouble
+                if left <= 0 or (stop is not None and stop.is_set()):
+                    return False
+                self._told.wait(left if stop is None else min(left, _STOP_SEEN_WITHIN))
+        return True
+
+
+def _pass_on(stream: WatchStream, news: _News) -> None:
     try:
         for reply in stream:
-            news.put(reply)
+            news.tell(reply)
     except ReconcilerError as error:
-        news.put(error)
+        news.tell(error)

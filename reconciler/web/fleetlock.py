@@ -26,7 +26,8 @@ from reconciler.core.semaphore import Holder
 from reconciler.errors import ReconcilerError, Unavailable, UsageError
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
-from reconciler.store.lock import RebootLock, Taken
+from reconciler.store.lock import RebootLock
+from reconciler.store.lock_view import Taken
 from reconciler.web.asking import Bodies, client_of
 from reconciler.web.listener import Listen, Server, bind
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import ABORTED, Rollout
-from reconciler.store.lock import RebootLock, Taken
+from reconciler.store.lock import RebootLock
+from reconciler.store.lock_view import Taken
 from tests.fleet.fleet import Servers
 
 HOOKS = {"before": ["drain"], "after": ["undrain"]}
@@ -166,7 +167,7 @@ def test_a_slot_that_an_operator_released_meanwhile_is_given_back_once(servers: 
     servers.wait("its agent has ended", lambda: machine.process is None)
     lock = RebootLock(servers.etcd.client, servers.etcd.keys)
     lock.release_of(machine.machine_id, "admin", "it was thought lost", "2026-01-01T00:00:00Z")
-    taken = lock.acquire(Holder("f" * 32, "operator", None, 1))
+    taken = lock.take(Holder("f" * 32, "operator", None, 1))
     assert isinstance(taken, Taken)
     servers.start(machine)
     servers.wait_for_end(revision)

@@ -18,12 +18,15 @@ from reconciler.errors import Corrupt, Fenced, HeldBack, ReconcilerError
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.commit import Guard
 from reconciler.store.keys import Keys
-from reconciler.store.lock import RebootLock, Refused, Taken, read_released
+from reconciler.store.line import Line
+from reconciler.store.lock import RebootLock, read_released
+from reconciler.store.lock_view import Refused, Taken
 from reconciler.store.session import Session
 from reconciler.store.transaction import absent, delete, one, put, under
 from reconciler.store.view import read_locks
 from tests.conftest import Etcd
 from tests.etcd_server import etcdctl
+from tests.fleet.checker import history, prove
 from tests.proxy import Proxy
 
 LATER = "2026-01-02T04:00:00.000000000Z"
@@ -234,8 +237,8 @@ class TestLine:
         mine = take(etcd, "m1")
         with Session(etcd.client, 30) as session:
             waiting = lock(etcd)
-            waiter = waiting.enqueue(session, holder("m2"))
-            assert waiting.enqueue(session, holder("m2")) == waiter
+            waiter, _ = waiting.enqueue(session, holder("m2"))
+            assert waiting.enqueue(session, holder("m2"))[0] == waiter
             remembering = lock(etcd)
             assert isinstance(remembering.take(holder("m3")), Refused)
             lock(etcd).release(mine)
@@ -261,7 +264,7 @@ class TestLine:
         def wait(machine: str) -> None:
             with etcd.new_client() as client:
                 own = RebootLock(client, etcd.keys)
-                answer = own.acquire(holder(machine), wait=20)
+                answer = Line(own).acquire(holder(machine), wait=20)
                 assert isinstance(answer, Taken)
                 order.append(machine)
                 own.release(answer.holder)
@@ -279,7 +282,7 @@ class TestLine:
     def test_time_up_leaves_the_line(self, etcd: Etcd) -> None:
         take(etcd, "m1")
         started = time.monotonic()
-        assert isinstance(lock(etcd).acquire(holder("m2"), wait=0.3), Refused)
+        assert isinstance(Line(lock(etcd)).acquire(holder("m2"), wait=0.3), Refused)
         assert time.monotonic() - started < 3
         line(etcd, 0)
 
@@ -289,7 +292,7 @@ class TestLine:
 
         def wait(machine: str) -> None:
             with etcd.new_client() as client:
-                if isinstance(RebootLock(client, etcd.keys).acquire(holder(machine), wait=20), Taken):
+                if isinstance(Line(RebootLock(client, etcd.keys)).acquire(holder(machine), wait=20), Taken):
                     taken.append(machine)
 
         threads = [threading.Thread(target=wait, args=(f"m{number}",)) for number in (1, 2, 3)]
@@ -301,11 +304,63 @@ class TestLine:
             thread.join(20)
         assert sorted(taken) == ["m1", "m2", "m3"]
 
+    def test_one_in_the_middle_that_leaves_lets_nobody_pass(self, etcd: Etcd) -> None:
+        """Whoever watched it watches the one before then, and the first still goes first."""
+        mine = take(etcd, "m0")
+        order: list[str] = []
+        stop = threading.Event()
+
+        def wait(machine: str) -> None:
+            with etcd.new_client() as client:
+                own = RebootLock(client, etcd.keys)
+                answer = Line(own).acquire(holder(machine), 30, stop if machine == "m2" else None)
+                if isinstance(answer, Taken):
+                    order.append(machine)
+                    own.release(answer.holder)
+
+        threads = [threading.Thread(target=wait, args=(f"m{number}",)) for number in (1, 2, 3)]
+        for number, thread in enumerate(threads, 1):
+            thread.start()
+            line(etcd, number)
+        stop.set()
+        threads[1].join(30)
+        line(etcd, 2)
+        assert order == []
+        lock(etcd).release(mine)
+        for thread in threads:
+            thread.join(30)
+        assert order == ["m1", "m3"]
+
+    def test_waiting_asks_etcd_nothing(self, etcd: Etcd) -> None:
+        """Whoever stands in the line is woken by its watch."""
+        mine = take(etcd, "m0")
+        taken: list[float] = []
+        with etcd.new_client() as client:
+
+            def wait() -> None:
+                answer = Line(RebootLock(client, etcd.keys)).acquire(holder("m1"), wait=30)
+                assert isinstance(answer, Taken)
+                taken.append(time.monotonic())
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            line(etcd, 1)
+            settled = dict(client.counts)
+            for _ in range(50):
+                time.sleep(0.02)
+                if settled == (settled := dict(client.counts)) and settled.get("Watch", 0) >= 1:
+                    break
+            time.sleep(0.5)
+            assert dict(client.counts) == settled
+            lock(etcd).release(mine)
+            thread.join(10)
+        assert taken
+
     def test_a_place_that_is_lost_takes_nothing(self, etcd: Etcd) -> None:
         mine = take(etcd, "m1")
         with Session(etcd.client, 30) as session:
             waiting = lock(etcd)
-            waiter = waiting.enqueue(session, holder("m2"))
+            waiter, _ = waiting.enqueue(session, holder("m2"))
             etcd.client.revoke(session.lease)
             lock(etcd).release(mine)
             with pytest.raises(Fenced, match="place in the line is lost"):
@@ -317,13 +372,13 @@ class TestLine:
         stop = threading.Event()
         threading.Timer(0.2, stop.set).start()
         started = time.monotonic()
-        assert isinstance(lock(etcd).acquire(holder("m2"), wait=20, stop=stop), Refused)
+        assert isinstance(Line(lock(etcd)).acquire(holder("m2"), wait=20, stop=stop), Refused)
         assert time.monotonic() - started < 3
 
 
-def line(etcd: Etcd, number: int) -> None:
+def line(etcd: Etcd, number: int, within: float = 10) -> None:
     """Wait until so many stand in line."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + within
     while len(read_locks(etcd.client, etcd.keys)["default"].waiters) != number:
         if time.monotonic() > end:
             raise AssertionError(f"not {number} in the line")
@@ -335,18 +390,25 @@ import sys, time
 from reconciler.core.semaphore import Holder
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
-from reconciler.store.lock import RebootLock, Taken
-endpoint, prefix, lock_prefix, machine, wait, hold = sys.argv[1:]
+from reconciler.store.line import Line
+from reconciler.store.lock import RebootLock
+from reconciler.store.line import Line
+from reconciler.store.lock_view import Taken
+endpoint, prefix, lock_prefix, machine, wait, hold, keep = sys.argv[1:]
 with Client(EtcdOptions((endpoint,))) as client:
     lock = RebootLock(client, Keys(prefix, lock_prefix))
-    answer = lock.acquire(Holder(machine, "agent", 1), wait=float(wait))
+    answer = Line(lock).acquire(Holder(machine, "agent", 1), wait=float(wait))
     print("taken" if isinstance(answer, Taken) else "refused", flush=True)
     time.sleep(float(hold))
+    if keep == "False":
+        lock.release(answer.holder)
 """
 
 
-def worker(etcd: Etcd, machine: str, wait: float, hold: float = 0) -> subprocess.Popen[str]:
-    """A process of its own that takes a slot and keeps it."""
+def worker(
+    etcd: Etcd, machine: str, wait: float, hold: float = 0, *, keep: bool = True
+) -> subprocess.Popen[str]:
+    """A process of its own that takes a slot and keeps it, or gives it back."""
     return subprocess.Popen(
         [
             sys.executable,
@@ -358,6 +420,7 @@ def worker(etcd: Etcd, machine: str, wait: float, hold: float = 0) -> subprocess
             machine,
             str(wait),
             str(hold),
+            str(keep),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -366,7 +429,7 @@ def worker(etcd: Etcd, machine: str, wait: float, hold: float = 0) -> subprocess
 
 
 def said(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     return output.strip()
 
 
@@ -376,6 +439,24 @@ class TestProcesses:
         processes = [worker(etcd, f"m{number:02}", wait=30) for number in range(20)]
         assert [said(process) for process in processes] == ["taken"] * 20
         assert document(etcd)["holders"] == [f"m{number:02}" for number in range(20)]
+
+    def test_twenty_at_once_on_one_slot_take_it_in_the_order_of_asking(self, etcd: Etcd) -> None:
+        """As etcd's history shows it: the places in the line, and who took the slot next."""
+        mine = take(etcd, "m-")
+        since = etcd.client.txn([], [put(f"{etcd.prefix}begins", "")]).revision
+        processes = [worker(etcd, f"m{number:02}", wait=120, keep=False) for number in range(20)]
+        line(etcd, 20, within=120)
+        lock(etcd).release(mine)
+        assert [said(process) for process in processes] == ["taken"] * 20
+        places, taken = [], []
+        for change in history(etcd.client, etcd.keys, since):
+            for key, text in change.keys.items():
+                if text is not None and key.startswith(etcd.keys.waiters("default")):
+                    places.append(json.loads(text)["machineID"])
+                elif text is not None and key.startswith(etcd.keys.holders("default")):
+                    taken.append(json.loads(text)["machineID"])
+        assert len(taken) == 20 and taken == places
+        prove(etcd.client, etcd.keys, since)
 
     def test_one_that_is_killed_while_holding_keeps_its_slot(self, etcd: Etcd) -> None:
         held = worker(etcd, "m1", wait=0, hold=60)
@@ -410,7 +491,7 @@ def test_many_threads_on_one_slot_are_never_two(etcd: Etcd) -> None:
         with etcd.new_client() as client:
             own = RebootLock(client, etcd.keys)
             for _ in range(5):
-                answer = own.acquire(holder(machine), wait=30)
+                answer = Line(own).acquire(holder(machine), wait=30)
                 assert isinstance(answer, Taken)
                 inside.append(machine)
                 worst.append(len(inside))

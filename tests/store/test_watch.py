@@ -143,28 +143,62 @@ def test_a_lookout_waits_for_this_and_then_for_that(etcd: Etcd) -> None:
     first, second = f"{etcd.prefix}a", f"{etcd.prefix}b"
     etcd.client.txn([], [put(first, "0"), put(second, "0")])
     with contextlib.closing(Lookout(etcd.client)) as lookout:
-        with lookout.on(one(first)) as watching:
-            started = time.monotonic()
-            assert watching.wait(0.2) is None
-            assert 0.15 < time.monotonic() - started < 2
-            etcd.client.txn([], [put(first, "1")])
-            told(watching.wait(5), b"1")
+        assert lookout.watch(one(first))
+        assert not lookout.watch(one(first)), "it is watched already"
+        started = time.monotonic()
+        assert lookout.wait(one(first), 0, 0.2) is None
+        assert 0.15 < time.monotonic() - started < 2
+        written = etcd.client.txn([], [put(first, "1")]).revision
+        told(lookout.wait(one(first), 0, 5), b"1")
+        assert lookout.wait(one(first), written, 0.05) is None, "what has been read already is no news"
+        lookout.drop(one(first))
         etcd.client.txn([], [put(first, "2")])
-        with lookout.on(one(second)) as watching:
-            etcd.client.txn([], [put(first, "3")])
-            etcd.client.txn([], [put(second, "4")])
+        assert lookout.watch(one(second))
+        etcd.client.txn([], [put(first, "3")])
+        took, known = [], 0
+        for value in (b"4", b"5", b"6", b"7", b"8"):
             started = time.monotonic()
-            told(watching.wait(5), b"4")
-            assert time.monotonic() - started < 0.09  # etcd hands out the past every 100 ms
-            stop = threading.Event()
-            threading.Timer(0.1, stop.set).start()
-            assert watching.wait(5, stop) is None
-            assert time.monotonic() - started < 2
+            written = etcd.client.txn([], [put(second, value)]).revision
+            told(lookout.wait(one(second), known, 5), value)
+            took.append(time.monotonic() - started)
+            known = written
+        assert min(took) < 0.09, "etcd hands out the past every 100 ms only, and this is none"
+        started = time.monotonic()
+        stop = threading.Event()
+        threading.Timer(0.1, stop.set).start()
+        assert lookout.wait(one(second), etcd.client.txn([], []).revision, 5, stop) is None
+        assert time.monotonic() - started < 2
 
 
-def told(events: tuple[Event, ...] | None, value: bytes) -> None:
-    assert events is not None
-    assert [event.item.value for event in events] == [value]
+def test_a_lookout_for_deletions_tells_nothing_else_and_keeps_only_the_newest(etcd: Etcd) -> None:
+    key = f"{etcd.prefix}a"
+    with contextlib.closing(Lookout(etcd.client)) as lookout:
+        lookout.watch(one(key), deletions_only=True)
+        etcd.client.txn([], [put(key, "1")])
+        first = etcd.client.txn([], [delete(key)]).revision
+        event = lookout.wait(one(key), 0, 5)
+        assert event is not None and (event.deleted, event.item.mod_revision) == (True, first)
+        etcd.client.txn([], [put(key, "2")])
+        second = etcd.client.txn([], [delete(key)]).revision
+        event = lookout.wait(one(key), first, 5)
+        assert event is not None and event.item.mod_revision == second
+
+
+def told(event: Event | None, value: bytes) -> None:
+    assert event is not None
+    assert event.item.value == value
+
+
+def watched_again(lookout: Lookout, key: str) -> bool:
+    """Watch `key` once the connection that broke is gone for good."""
+    end = time.monotonic() + 10
+    while True:
+        try:
+            return lookout.watch(one(key))
+        except Unavailable:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def test_a_lookout_says_that_its_stream_broke_and_opens_another(etcd: Etcd) -> None:
@@ -175,8 +209,9 @@ def test_a_lookout_says_that_its_stream_broke_and_opens_another(etcd: Etcd) -> N
         contextlib.closing(Lookout(client)) as lookout,
     ):
         threading.Timer(0.2, proxy.cut).start()
-        with pytest.raises(Unavailable), lookout.on(one(key)) as watching:
-            watching.wait(5)
-        with lookout.on(one(key)) as watching:
-            etcd.client.txn([], [put(key, "1")])
-            told(watching.wait(5), b"1")
+        with pytest.raises(Unavailable):
+            lookout.watch(one(key))
+            lookout.wait(one(key), 0, 5)
+        assert watched_again(lookout, key), "it is watched anew"
+        etcd.client.txn([], [put(key, "1")])
+        told(lookout.wait(one(key), 0, 5), b"1")

@@ -22,7 +22,8 @@ from reconciler.core.state import (
 from reconciler.errors import Fenced, HeldBack, ReconcilerError
 from reconciler.store.administration import Administration
 from reconciler.store.leading import HISTORY
-from reconciler.store.lock import RebootLock, Taken
+from reconciler.store.lock import RebootLock
+from reconciler.store.lock_view import Taken
 from reconciler.store.serving import Found, register
 from reconciler.store.session import Session
 from reconciler.store.transaction import delete, put, under

@@ -17,7 +17,8 @@ from reconciler.core.semaphore import Holder
 from reconciler.errors import UsageError
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
-from reconciler.store.lock import RebootLock, Taken
+from reconciler.store.lock import RebootLock
+from reconciler.store.lock_view import Taken
 from reconciler.store.session import Session
 from reconciler.web.fleetlock import FULL, FleetLockOptions, serve_fleetlock
 from reconciler.web.listener import Listen, Server
@@ -186,7 +187,7 @@ def test_a_holder_whom_locksmith_wrote_stays(etcd: Etcd, server: Server) -> None
 def test_it_never_queues_and_goes_before_nobody_who_waits(etcd: Etcd, server: Server) -> None:
     lock = RebootLock(etcd.client, etcd.keys, "workers")
     with Session(etcd.client, 30) as session:
-        waiter = lock.enqueue(session, Holder("m9", "agent", 9))
+        waiter, _ = lock.enqueue(session, Holder("m9", "agent", 9))
         answer = call(server, PRE_REBOOT)
         assert (answer.status, answer.json["kind"]) == (409, FULL)
         assert holders(etcd) == []
