@@ -148,8 +148,8 @@ class Conductor:
                 )
                 writes.open_phase(rollout, current, wave, phase)
             case LeaveOut(rollout, servers):
-                for lrn, reason in servers.items():
-                    log.warning("leaves out server %d: %s", lrn, reason, extra={"rollout": rollout.id})
+                for lrn, left in servers.items():
+                    log.warning("leaves out server %d: %s", lrn, left, extra={"rollout": rollout.id})
                 writes.leave_out(replace(rollout, out={**rollout.out, **servers}))
             case Stop(rollout, message):
                 log.error("stops the rollout: %s", message, extra={"rollout": rollout.id})

@@ -138,6 +138,7 @@ def _is_active(server: Server, rollout: Rollout) -> bool:
         and server.lrn not in rollout.out
         and server.disabled is None
         and not (server.machine and server.machine.removed)
+        and not rollout.is_older_than(server.added)
     )
 
 
@@ -154,6 +155,8 @@ def _why_inactive(server: Server, rollout: Rollout) -> str:
         return f"disabled by {server.disabled.who}: {server.disabled.why}"
     if server.machine and server.machine.removed:
         return "this server was removed: `reconcile server add` brings it back"
+    if rollout.is_older_than(server.added):
+        return "this server was added again after the rollout opened: it waits for the next one"
     return "the rollout has failed: no phase is open"
 
 

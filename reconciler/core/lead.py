@@ -22,6 +22,7 @@ from reconciler.core.state import (
     PREFETCH_WAVE,
     Desired,
     Fleet,
+    LeftOut,
     Now,
     OpenPhase,
     Rollout,
@@ -56,7 +57,7 @@ class LeaveOut:
     """Write `rollout`, whose `out` has grown by `servers`, with the reasons."""
 
     rollout: Rollout
-    servers: Mapping[int, str]
+    servers: Mapping[int, LeftOut]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ def participants(rollout: Rollout, phase: OpenPhase) -> tuple[int, ...]:
 def _continue(
     desired: Desired | None, fleet: Fleet, rollout: Rollout, phase: OpenPhase, seen: Seen, now: Now
 ) -> Order:
-    gone = {lrn: reason for lrn in participants(rollout, phase) if (reason := _gone(fleet, lrn))}
+    gone = {lrn: reason for lrn in participants(rollout, phase) if (reason := _gone(fleet, rollout, lrn))}
     failed = {
         lrn: reason
         for lrn in participants(rollout, phase)
@@ -167,7 +168,7 @@ def _continue(
     }
     out = {**rollout.out, **gone, **failed}
     for wave in rollout.waves:
-        lost = {lrn: out[lrn] for lrn in wave.servers if lrn in out and out[lrn].startswith(_COUNTED)}
+        lost = {lrn: out[lrn] for lrn in wave.servers if lrn in out and out[lrn].counts}
         if len(lost) > wave.max_failures:
             return Stop(rollout, "; ".join(f"server {lrn} {reason}" for lrn, reason in sorted(lost.items())))
     if gone or failed:
@@ -223,21 +224,23 @@ def _next_wave(rollout: Rollout, wave: int) -> int | None:
     )
 
 
-_COUNTED = ("failed", "silent")
-
-
-def _gone(fleet: Fleet, lrn: int) -> str | None:
+def _gone(fleet: Fleet, rollout: Rollout, lrn: int) -> LeftOut | None:
     if lrn not in fleet.servers:
-        return "removed from the fleet"
+        return LeftOut("removed", "removed from the fleet")
+    if rollout.is_older_than(fleet.added.get(lrn, 0)):
+        # Its records and its status went with it: what is there now waits for the next rollout.
+        return LeftOut("removed", "removed from the fleet and added again")
     if lrn in fleet.disabled:
-        return f"disabled by {fleet.disabled[lrn].who}"
+        return LeftOut("disabled", f"disabled by {fleet.disabled[lrn].who}")
     return None
 
 
-def _failed(fleet: Fleet, rollout: Rollout, phase: OpenPhase, lrn: int, seen: Seen, now: Now) -> str | None:
+def _failed(
+    fleet: Fleet, rollout: Rollout, phase: OpenPhase, lrn: int, seen: Seen, now: Now
+) -> LeftOut | None:
     status = _status_in(fleet, rollout, lrn)
     if status and status.cond == ABORTED:
-        return f"failed: {status.message}"
+        return LeftOut("failed", f"failed: {status.message}")
     if _has_done(fleet, lrn, rollout, phase.phase):
         return None
     _, since = seen.marks.get(lrn, (0, now.monotonic))
@@ -245,7 +248,8 @@ def _failed(fleet: Fleet, rollout: Rollout, phase: OpenPhase, lrn: int, seen: Se
     if now.monotonic - since < rollout.timeout:
         return None
     message = f" ({status.message})" if status and status.message else ""
-    return f"silent in {rollout.phases[phase.phase - 1]} for {rollout.timeout:g} s{message}"
+    name = rollout.phases[phase.phase - 1]
+    return LeftOut("silent", f"silent in {name} for {rollout.timeout:g} s{message}")
 
 
 def _failures(fleet: Fleet, rollout: Rollout) -> str:
@@ -313,7 +317,8 @@ def _open(desired: Desired | None, fleet: Fleet, now: Now, replaces: Rollout | N
 def _has_had(fleet: Fleet, last: Rollout, lrn: int) -> bool:
     """Whether the server was taken along by the finished rollout `last`, or failed in it: such a one gets the next revision."""
     status = _status_in(fleet, last, lrn)
-    return bool(status and status.cond == COMPLETE) or last.out.get(lrn, "").startswith(_COUNTED)
+    left = last.out.get(lrn)
+    return bool(status and status.cond == COMPLETE) or (left is not None and left.counts)
 
 
 def _outside_release_time(fleet: Fleet, now: Now) -> Wait | None:
@@ -328,8 +333,13 @@ def _outside_release_time(fleet: Fleet, now: Now) -> Wait | None:
 
 
 def _differs(desired: Desired, fleet: Fleet, servers: tuple[int, ...]) -> bool:
-    """Whether any server's records differ from what is desired, or a step of an older rollout is still to be settled."""
+    """Whether any server has something to do: what is desired differs from its records, a step of an older rollout is
+    still to be settled, or its agent says that it has to reboot.
+    """
+    asked = {agent.lrn for agent in fleet.agents if agent.reboot_required}
     for lrn in servers:
+        if lrn in asked and desired.group_of(lrn).reboot.strategy != "off":
+            return True
         before = {key: installed.artifact for key, installed in fleet.recorded.get(lrn, {}).items()}
         changes = difference(before, desired.artifacts_of(lrn))
         if any(desired.policy.prune or change.action != "remove" for change in changes):

@@ -14,6 +14,7 @@ from reconciler.core.state import (
     Agent,
     Desired,
     Fleet,
+    LeftOut,
     Lock,
     Notice,
     Now,
@@ -42,7 +43,7 @@ class ServerReport:
     waiting: str | None
     next_window: float | None = None
     disabled: Notice | None = None
-    out: str | None = None
+    out: LeftOut | None = None
     trouble: str = ""
     drift: int = 0
     reboot_required: bool = False

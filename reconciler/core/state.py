@@ -183,6 +183,25 @@ class Wave:
     max_failures: int = 0
 
 
+Absence = Literal["failed", "silent", "removed", "disabled"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Why a server is left out of a rollout: `kind` is what decisions go by, `text` what people read."""
+
+    kind: Absence
+    text: str
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts against `maxFailures`: a server that a person took out has not failed."""
+        return self.kind in ("failed", "silent")
+
+    def __str__(self) -> str:
+        return self.text
+
+
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """`status/current`. It carries its own rules (waves, budgets, `timeout` in seconds), so that any leader can lead it."""
@@ -197,11 +216,13 @@ class Rollout:
     timeout: float = 3600.0
     stop: bool = False
     stopped_by: str | None = None
-    out: Mapping[int, str] = field(default_factory=dict)
+    out: Mapping[int, LeftOut] = field(default_factory=dict)
     outcome: str | None = None
     message: str = ""
     finished_at: str | None = None
     mod_revision: int = 0
+    opened: int = 0
+    """The etcd revision at which it was opened; 0 where that is not known."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a newer program: kept when the value is written again."""
 
@@ -212,6 +233,10 @@ class Rollout:
     @property
     def unfinished(self) -> bool:
         return self.outcome is None
+
+    def is_older_than(self, added: int) -> bool:
+        """Whether a server whose number was registered at etcd revision `added` came after this rollout was opened."""
+        return 0 < self.opened < added
 
     def wave_of(self, lrn: int) -> int:
         """The number, from 1, of the wave that `lrn` is in; 0 if it is in none."""
@@ -352,6 +377,8 @@ class Fleet:
 
     etcd_revision: int = 0
     servers: frozenset[int] = frozenset()
+    added: Mapping[int, int] = field(default_factory=dict)
+    """The etcd revision at which each of `servers` was registered, or added again after it had been removed."""
     machines: Mapping[int, Machine] = field(default_factory=dict)
     disabled: Mapping[int, Notice] = field(default_factory=dict)
     noted: str | None = None
@@ -378,6 +405,8 @@ class Server:
     machine_id: str
     boot_id: str
     etcd_revision: int = 0
+    added: int = 0
+    """The etcd revision at which its number was registered, or added again; 0 where it is not in the fleet."""
     machine: Machine | None = None
     disabled: Notice | None = None
     recorded: Recorded = field(default_factory=dict)

@@ -82,7 +82,8 @@ class LeaderWrites:
             guards += guard
             operations += operation
         outcome = commit(self.client, guards, operations, witness=write)
-        return replace(rollout, mod_revision=require("open the rollout", outcome))
+        revision = require("open the rollout", outcome)
+        return replace(rollout, mod_revision=revision, opened=revision)
 
     def open_phase(self, rollout: Rollout, current: OpenPhase, wave: int, phase: int) -> OpenPhase:
         """Open the next phase of `rollout`."""
@@ -169,7 +170,7 @@ def write_history(
     finished = FinishedRollout(
         revision=rollout.version,
         servers=rollout.servers,
-        failures=rollout.out,
+        failures={lrn: left.text for lrn, left in rollout.out.items()},
         outcome=outcome,
         message=message,
         started=rollout.started_at,

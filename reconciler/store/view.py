@@ -7,6 +7,7 @@ that nobody of ours wrote are passed over; a value that is not what it must be r
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from reconciler.core.artifact import Key
 from reconciler.core.semaphore import Holder, Semaphore
@@ -74,11 +75,13 @@ def read_fleet(
     snapshot = client.read((*ranges.values(), *keys.settings), revision)
     found = dict(zip(ranges, snapshot.items, strict=False))
     status = {item.key: item for item in found["status"]}
-    rollout = _rollout(keys, status.get(keys.rollout))
     pins = status.get(keys.pins)
+    rollout = _rollout(status.get(keys.rollout), pins)
+    servers = _by_server(keys.servers, found["servers"])
     return Fleet(
         etcd_revision=snapshot.revision,
-        servers=frozenset(_by_server(keys.servers, found["servers"])),
+        servers=frozenset(servers),
+        added={lrn: item.create_revision for lrn, item in servers.items()},
         machines={
             lrn: decode_machine(item.value, item.key, lrn, item.mod_revision)
             for lrn, item in _by_server(keys.machines, found["machines"]).items()
@@ -122,6 +125,7 @@ def read_server(
 ) -> Server:
     """What server `lrn`'s agent acts on. Its cost does not grow with the fleet: so the lock comes without its waiting line."""
     ranges: dict[str, KeyRange] = {
+        "server": one(keys.server(lrn)),
         "machine": one(keys.machine(lrn)),
         "disabled": one(keys.disabled(lrn)),
         "installed": under(keys.installed_on(lrn)),
@@ -137,14 +141,16 @@ def read_server(
     }
     snapshot = client.read((*ranges.values(), *keys.settings), revision)
     found = dict(zip(ranges, snapshot.items, strict=False))
-    rollout = _rollout(keys, _first(found["rollout"]))
-    machine, pins, status = _first(found["machine"]), _first(found["pins"]), _first(found["status"])
+    pins = _first(found["pins"])
+    rollout = _rollout(_first(found["rollout"]), pins)
+    number, machine, status = _first(found["server"]), _first(found["machine"]), _first(found["status"])
     locks = _locks(keys, (*found["semaphore"], *found["holders"]))
     return Server(
         lrn=lrn,
         machine_id=machine_id,
         boot_id=boot_id,
         etcd_revision=snapshot.revision,
+        added=number.create_revision if number else 0,
         machine=decode_machine(machine.value, machine.key, lrn, machine.mod_revision) if machine else None,
         disabled=_notice(found["disabled"]),
         recorded=_recorded(keys, found["installed"]).get(lrn, {}),
@@ -206,8 +212,12 @@ def _by_server(folder: str, items: Iterable[Item]) -> dict[int, Item]:
     return dict(sorted(found.items()))
 
 
-def _rollout(keys: Keys, item: Item | None) -> Rollout | None:
-    return decode_rollout(item.value, item.key, item.mod_revision) if item else None
+def _rollout(item: Item | None, pins: Item | None) -> Rollout | None:
+    """The rollout. Its pins are written when it is opened and at no other time: that says when it was."""
+    if item is None:
+        return None
+    found = decode_rollout(item.value, item.key, item.mod_revision)
+    return replace(found, opened=pins.mod_revision if pins else 0)
 
 
 def _phase(item: Item | None) -> OpenPhase | None:

@@ -13,9 +13,11 @@ from typing import Any, Literal
 
 from reconciler.core.artifact import KINDS, Key, Pin
 from reconciler.core.state import (
+    Absence,
     Agent,
     Detail,
     Installed,
+    LeftOut,
     Machine,
     Notice,
     OpenPhase,
@@ -33,6 +35,7 @@ SNAPSHOT_FORMAT = 1
 _DEFAULT_PATH = "desired-state"
 _DEFAULT_TIMEOUT = 3600.0
 _COND_MAX = 3
+_ABSENCES: tuple[Absence, ...] = ("failed", "silent", "removed", "disabled")
 _WAITING: dict[str, Literal["window", "slot"]] = {"window": "window", "slot": "slot"}
 _STATES: dict[str, Literal["running", "done", "failed"]] = {
     "running": "running",
@@ -68,7 +71,8 @@ def encode_rollout(rollout: Rollout) -> str:
     if rollout.stopped_by is not None:
         document["stopped_by"] = rollout.stopped_by
     if rollout.out:
-        document["out"] = {str(lrn): reason for lrn, reason in sorted(rollout.out.items())}
+        document["out"] = {str(lrn): left.text for lrn, left in sorted(rollout.out.items())}
+        document["out_kinds"] = {str(lrn): left.kind for lrn, left in sorted(rollout.out.items())}
     if rollout.outcome is not None:
         document["outcome"] = rollout.outcome
     if rollout.message:
@@ -96,13 +100,25 @@ def decode_rollout(text: str | bytes, key: str, mod_revision: int = 0) -> Rollou
         waves=tuple(_wave(wave) for wave in fields.objects("waves")),
         timeout=fields.seconds("timeout", _DEFAULT_TIMEOUT),
         stopped_by=fields.optional_text("stopped_by"),
-        out=fields.by_server("out"),
+        out=_left_out(fields),
         outcome=fields.optional_text("outcome"),
         message=fields.text("message", ""),
         finished_at=fields.optional_text("finished_at"),
         mod_revision=mod_revision,
         extra=fields.rest,
     )
+
+
+def _left_out(fields: Fields) -> dict[int, LeftOut]:
+    """`out` is for every reader; `out_kinds` beside it says what decisions go by."""
+    texts, kinds = fields.by_server("out"), fields.by_server("out_kinds")
+    return {lrn: LeftOut(_absence(kinds.get(lrn), text), text) for lrn, text in texts.items()}
+
+
+def _absence(kind: str | None, text: str) -> Absence:
+    """The kind that is written, or (an older program wrote none) that the text begins with; what nobody knows has failed."""
+    said = kind or text
+    return next((known for known in _ABSENCES if said.startswith(known)), "failed")
 
 
 def _wave(fields: Fields) -> Wave:

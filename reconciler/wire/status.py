@@ -40,7 +40,7 @@ def _rollout_json(rollout: Rollout) -> dict[str, Any]:
         ],
         "phases": list(rollout.phases),
         "stopped_by": rollout.stopped_by,
-        "out": {str(lrn): reason for lrn, reason in sorted(rollout.out.items())},
+        "out": {str(lrn): left.text for lrn, left in sorted(rollout.out.items())},
         "outcome": rollout.outcome,
     }
 
@@ -63,7 +63,7 @@ def _server_json(server: ServerReport) -> dict[str, Any]:
         "waiting": server.waiting,
         "next_window": server.next_window,
         "disabled": _notice_json(server.disabled) if server.disabled else None,
-        "out": server.out,
+        "out": server.out.text if server.out else None,
         "trouble": server.trouble or None,
         "drift": server.drift,
         "reboot_required": server.reboot_required,

@@ -110,6 +110,7 @@ class Model:
             machine_id=f"m{lrn}",
             boot_id=f"b{host.boot}",
             etcd_revision=self.revision,
+            added=self.fleet.added.get(lrn, 0),
             machine=Machine(lrn, f"m{lrn}", removed=lrn not in self.fleet.servers),
             disabled=self.fleet.disabled.get(lrn),
             recorded=dict(self.recorded[lrn]),
@@ -158,6 +159,7 @@ class Model:
                 partial(self.freeze, lrn),
                 partial(self.asks_for_reboot, lrn),
                 partial(self.remove, lrn),
+                partial(self.comes_again, lrn),
             ]
             if not host.alive:
                 found.append(partial(self.restart, lrn))
@@ -266,6 +268,7 @@ class Model:
         fleet = self.view()
         self.seen[lrn] = leader.watch(self.seen.get(lrn, leader.Seen()), fleet, self.now())
         order = leader.lead(self.revisions[self.newest], fleet, self.seen[lrn], self.now())
+        self.check_counts(order)
         self.orders[lrn] = (order, self.token)
 
     def lead_act(self, lrn: int) -> None:
@@ -284,7 +287,7 @@ class Model:
                 ) != (current.mod_revision if current else 0):
                     return
                 rollout = replace(rollout, started_at=f"r{self.bump():06d}")
-                opened = replace(rollout, mod_revision=self.revision)
+                opened = replace(rollout, mod_revision=self.revision, opened=self.revision)
                 phase = OpenPhase(rollout.id, PREFETCH_WAVE, 1, self.revision)
                 self.fleet = replace(self.fleet, rollout=opened, phase=phase)
                 self.say(f"open {rollout.version} as {rollout.id}")
@@ -400,7 +403,8 @@ class Model:
         same_slot = (holder.mod_revision if holder else 0) == (seen.mod_revision if seen else 0)
         if (move.closing or f"{step.phase}:host:acquire" in server.steps) and not same_slot:
             return
-        if not move.closing and (not open_ or lrn not in self.fleet.servers):
+        same_number = lrn in self.fleet.servers and server.added == self.fleet.added.get(lrn, 0)
+        if not move.closing and (not open_ or not same_number):
             return
         if not move.closing:
             self.check_barrier(lrn, step)
@@ -627,6 +631,18 @@ class Model:
         self.free(lrn)
         self.say(f"{lrn} is removed")
 
+    def comes_again(self, lrn: int) -> None:
+        """One that was removed is added again, installed anew: what it had is recorded nowhere, so nobody would remove it."""
+        host = self.hosts[lrn]
+        if lrn in self.fleet.servers or host.doing:
+            return
+        host.has.clear()
+        host.down.clear()
+        host.staged, host.drained, host.booted_by_chance = None, False, False
+        added = {**self.fleet.added, lrn: self.bump()}
+        self.fleet = replace(self.fleet, servers=self.fleet.servers | {lrn}, added=added)
+        self.say(f"{lrn} is added again")
+
     def stop(self) -> None:
         rollout = self.fleet.rollout
         if rollout and rollout.unfinished and not rollout.stop:
@@ -653,8 +669,8 @@ class Model:
         if len(self.hosts) < 5:
             lrn = len(self.hosts)
             self.hosts[lrn], self.steps[lrn], self.recorded[lrn] = Host(), {}, {}
-            self.fleet = replace(self.fleet, servers=self.fleet.servers | {lrn})
-            self.bump()
+            added = {**self.fleet.added, lrn: self.bump()}
+            self.fleet = replace(self.fleet, servers=self.fleet.servers | {lrn}, added=added)
 
     # --- the promises -----------------------------------------------------------------------------------------------
 
@@ -701,6 +717,8 @@ class Model:
             raise Broken(f"promise 2: server {lrn} begins {step.id} with nothing open")
         if lrn not in rollout.servers:
             raise Broken(f"promise 7: server {lrn} is not of this rollout")
+        if self.is_new(lrn, rollout):
+            raise Broken(f"promise 7: server {lrn} was added again after this rollout opened")
         number = rollout.phases.index(step.phase) + 1
         wave = PREFETCH_WAVE if number == 1 else rollout.wave_of(lrn)
         others = rollout.servers if number <= 2 else rollout.waves[wave - 1].servers
@@ -709,7 +727,7 @@ class Model:
             ready = (
                 status and status.rollout == rollout.id and (status.step >= number or status.cond == COMPLETE)
             )
-            gone = other in rollout.out or other not in self.fleet.servers
+            gone = self.is_gone(other, rollout)
             if number > 1 and not ready and not gone:
                 raise Broken(
                     f"promise 6: server {lrn} enters {step.phase}, and {other} has not done the phase before"
@@ -717,9 +735,31 @@ class Model:
         for earlier in rollout.waves[: max(0, wave - 1)]:
             for other in earlier.servers:
                 status = self.fleet.statuses.get(other)
-                gone = other in rollout.out or other not in self.fleet.servers
+                gone = self.is_gone(other, rollout)
                 if not gone and not (status and status.rollout == rollout.id and status.cond == COMPLETE):
                     raise Broken(f"promise 6: wave {wave} begins before server {other} is complete")
+
+    def is_gone(self, lrn: int, rollout: Rollout) -> bool:
+        return lrn in rollout.out or lrn not in self.fleet.servers or self.is_new(lrn, rollout)
+
+    def is_new(self, lrn: int, rollout: Rollout) -> bool:
+        return self.fleet.added.get(lrn, 0) > rollout.opened
+
+    def check_counts(self, order: leader.Order) -> None:
+        """Promise 7: who is new to the fleet has not failed in this rollout, whatever it did in it before it was removed."""
+        if isinstance(order, leader.LeaveOut):
+            named = {lrn for lrn, left in order.servers.items() if left.counts}
+        elif isinstance(order, leader.Stop):
+            said = order.message.split("; ")
+            named = {
+                lrn for lrn in order.rollout.servers if any(t.startswith(f"server {lrn} ") for t in said)
+            }
+            named -= order.rollout.out.keys()
+        else:
+            return
+        for lrn in named:
+            if self.is_new(lrn, order.rollout) and self.fleet.phase is not None:
+                raise Broken(f"promise 7: server {lrn}, which was removed and added again, counts: {order}")
 
     def check_failed(self, lrn: int, step: Step, rollout: str) -> None:
         if rollout in self.failed_at:

@@ -35,9 +35,11 @@ from reconciler.core.state import (
     Detail,
     Fleet,
     Installed,
+    LeftOut,
     Notice,
     Now,
     OpenPhase,
+    RebootPolicy,
     Recorded,
     Revision,
     Rollout,
@@ -152,6 +154,7 @@ def led(fleet: Fleet, wanted: Desired | None = None, *, after: float = 0.0) -> s
 
 FINISHED = replace(rollout(), outcome="complete")
 COMPLETED = {lrn: status(VERIFY, COMPLETE) for lrn in (0, 1, 2)}
+ASKS_FOR_REBOOT = Agent(1, "s1", "m1", "1", reboot_required=True)
 AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED)
 """The fleet after the rollout of `NEW`."""
 
@@ -180,6 +183,30 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
             replace(idle(0, 1), recorded=recorded(0, version="2")),
             desired(),
             "open b on 0 1",
+        ),
+        (
+            "nothing changed, and one has to reboot",
+            replace(idle(0, 1, version="2"), agents=(ASKS_FOR_REBOOT,)),
+            desired(),
+            "open b on 0 1",
+        ),
+        (
+            "nothing changed, and a disabled one has to reboot",
+            replace(idle(0, 1, version="2"), agents=(ASKS_FOR_REBOOT,), disabled={1: ANN}),
+            desired(),
+            "wait: nothing to do: no server differs from the newest revision",
+        ),
+        (
+            "nothing changed, and one has to reboot that nobody reboots",
+            replace(idle(0, 1, version="2"), agents=(ASKS_FOR_REBOOT,)),
+            replace(desired(), groups=(ServerGroup("boot", frozenset({1}), reboot=RebootPolicy("off")),)),
+            "wait: nothing to do: no server differs from the newest revision",
+        ),
+        (
+            "complete, and one has to reboot: the next rollout does it",
+            replace(AFTER, agents=(ASKS_FOR_REBOOT,)),
+            desired(),
+            "wait: nothing to do: the newest revision is rolled out",
         ),
         (
             "only a disabled one differs",
@@ -259,7 +286,7 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
             "complete without one that was disabled, which is still so",
             replace(
                 AFTER,
-                rollout=replace(FINISHED, out={2: "disabled by ann"}),
+                rollout=replace(FINISHED, out={2: LeftOut("disabled", "disabled by ann")}),
                 statuses={0: COMPLETED[0], 1: COMPLETED[1]},
                 disabled={2: ANN},
             ),
@@ -270,7 +297,7 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
             "complete without one that was disabled, which is back",
             replace(
                 AFTER,
-                rollout=replace(FINISHED, out={2: "disabled by ann"}),
+                rollout=replace(FINISHED, out={2: LeftOut("disabled", "disabled by ann")}),
                 statuses={0: COMPLETED[0], 1: COMPLETED[1], 2: status(DEBS)},
             ),
             desired(),
@@ -280,7 +307,7 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
             "complete without one that failed: it gets the next revision",
             replace(
                 AFTER,
-                rollout=replace(FINISHED, out={2: "failed: dpkg"}),
+                rollout=replace(FINISHED, out={2: LeftOut("failed", "failed: dpkg")}),
                 statuses={0: COMPLETED[0], 1: COMPLETED[1], 2: status(DEBS, ABORTED)},
             ),
             desired(),
@@ -290,7 +317,7 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
             "complete without one that was silent: likewise",
             replace(
                 AFTER,
-                rollout=replace(FINISHED, out={2: "silent in debs for 3600 s"}),
+                rollout=replace(FINISHED, out={2: LeftOut("silent", "silent in debs for 3600 s")}),
                 statuses={0: COMPLETED[0], 1: COMPLETED[1]},
             ),
             desired(),
@@ -518,7 +545,14 @@ AHEAD = status(2)
         ),
         (
             "a wave of which everybody is out is passed over",
-            running(0, PREFETCH, None, AHEAD, AHEAD, over=replace(TWO_WAVES, out={0: "disabled by ann"})),
+            running(
+                0,
+                PREFETCH,
+                None,
+                AHEAD,
+                AHEAD,
+                over=replace(TWO_WAVES, out={0: LeftOut("disabled", "disabled by ann")}),
+            ),
             0,
             "phase 2.2",
         ),
@@ -530,14 +564,25 @@ AHEAD = status(2)
                 status(7, COMPLETE),
                 None,
                 None,
-                over=replace(TWO_WAVES, out={1: "removed from the fleet", 2: "disabled by ann"}),
+                over=replace(
+                    TWO_WAVES,
+                    out={
+                        1: LeftOut("removed", "removed from the fleet"),
+                        2: LeftOut("disabled", "disabled by ann"),
+                    },
+                ),
             ),
             0,
             "finish: 1 of 3 servers complete; left out: server 1 removed from the fleet; server 2 disabled by ann",
         ),
         (
             "nobody is left at all",
-            running(0, PREFETCH, None, over=replace(rollout(Wave((0,))), out={0: "disabled by ann"})),
+            running(
+                0,
+                PREFETCH,
+                None,
+                over=replace(rollout(Wave((0,))), out={0: LeftOut("disabled", "disabled by ann")}),
+            ),
             0,
             "finish: 0 of 1 servers complete; left out: server 0 disabled by ann",
         ),
@@ -593,10 +638,10 @@ LENIENT = rollout(Wave((0, 1, 2), max_failures=1))
         ("an older rollout's failure counts for nothing", running(1, DEBS, READY, READY, replace(BROKEN, rollout="x")), 0, "wait 3600 s: waiting for server 2 in debs"),
         ("one may fail", running(1, DEBS, READY, READY, BROKEN, over=LENIENT), 0, "leave out 2 failed: debs:deb/a:change: dpkg failed"),
         ("two fail", running(1, DEBS, READY, BROKEN, BROKEN, over=LENIENT), 0, "stop: server 1 failed: debs:deb/a:change: dpkg failed; server 2 failed: debs:deb/a:change: dpkg failed"),
-        ("another one had failed", running(1, DEBS, READY, READY, BROKEN, over=replace(LENIENT, out={0: "silent in debs for 3600 s"})), 0, "stop: server 0 silent in debs for 3600 s; server 2 failed: debs:deb/a:change: dpkg failed"),
-        ("who was disabled is no failure", running(1, DEBS, READY, READY, BROKEN, over=replace(LENIENT, out={0: "disabled by ann"})), 0, "leave out 2 failed: debs:deb/a:change: dpkg failed"),
-        ("left out already", running(1, DEBS, READY, READY, BROKEN, over=replace(LENIENT, out={2: "failed: x"})), 0, "phase 1.3"),
-        ("each wave has its own budget", running(2, DEBS, status(7, COMPLETE), AHEAD, BROKEN, over=replace(rollout(Wave((0,), 0, 1), Wave((1, 2), 0, 1)), out={0: "failed: x"})), 0, "leave out 2 failed: debs:deb/a:change: dpkg failed"),
+        ("another one had failed", running(1, DEBS, READY, READY, BROKEN, over=replace(LENIENT, out={0: LeftOut("silent", "silent in debs for 3600 s")})), 0, "stop: server 0 silent in debs for 3600 s; server 2 failed: debs:deb/a:change: dpkg failed"),
+        ("who was disabled is no failure", running(1, DEBS, READY, READY, BROKEN, over=replace(LENIENT, out={0: LeftOut("disabled", "disabled by ann")})), 0, "leave out 2 failed: debs:deb/a:change: dpkg failed"),
+        ("left out already", running(1, DEBS, READY, READY, BROKEN, over=replace(LENIENT, out={2: LeftOut("failed", "failed: x")})), 0, "phase 1.3"),
+        ("each wave has its own budget", running(2, DEBS, status(7, COMPLETE), AHEAD, BROKEN, over=replace(rollout(Wave((0,), 0, 1), Wave((1, 2), 0, 1)), out={0: LeftOut("failed", "failed: x")})), 0, "leave out 2 failed: debs:deb/a:change: dpkg failed"),
         ("another wave's failure is no concern yet", running(1, DEBS, BEHIND, AHEAD, BROKEN, over=TWO_WAVES), 0, "wait 3600 s: waiting for server 0 in debs"),
         ("not yet silent", running(1, DEBS, READY, READY, BEHIND), 3599, "wait 1 s: waiting for server 2 in debs"),
         ("silent", running(1, DEBS, READY, READY, BEHIND), 3600, "stop: server 2 silent in debs for 3600 s"),
@@ -609,6 +654,12 @@ LENIENT = rollout(Wave((0, 1, 2), max_failures=1))
         ("waiting in another rollout does", running(1, DEBS, READY, READY, replace(WAITS, rollout="x")), 3600, "stop: server 2 silent in debs for 3600 s"),
         ("the next timeout is of who is at work", running(1, DEBS, READY, BEHIND, WAITS), 600, "wait 3000 s: waiting for server 1, 2 in debs"),
         ("removed", replace(running(1, DEBS, READY, READY, BEHIND), servers=frozenset({0, 1})), 0, "leave out 2 removed from the fleet"),
+        ("removed and added again", replace(running(1, DEBS, READY, READY, None, over=replace(rollout(), opened=44)), added={2: 45}), 0, "leave out 2 removed from the fleet and added again"),
+        ("added again, and its new failure is none", replace(running(1, DEBS, READY, READY, BROKEN, over=replace(rollout(), opened=44)), added={2: 45}), 0, "leave out 2 removed from the fleet and added again"),
+        ("added again and disabled", replace(running(1, DEBS, READY, READY, None, over=replace(rollout(), opened=44)), added={2: 45}, disabled={2: ANN}), 0, "leave out 2 removed from the fleet and added again"),
+        ("registered before", replace(running(1, DEBS, READY, READY, BEHIND, over=replace(rollout(), opened=44)), added={0: 1, 1: 2, 2: 44}), 3600, "stop: server 2 silent in debs for 3600 s"),
+        ("opened nobody knows when", replace(running(1, DEBS, READY, READY, BEHIND), added={2: 45}), 0, "wait 3600 s: waiting for server 2 in debs"),
+        ("removed ones and a failure within the budget", replace(running(1, DEBS, READY, BROKEN, None, over=replace(LENIENT, opened=44)), added={2: 45}), 0, "leave out 1 failed: debs:deb/a:change: dpkg failed; 2 removed from the fleet and added again"),
         ("removed, and its failure is none", replace(running(1, DEBS, READY, READY, BROKEN), servers=frozenset({0, 1})), 0, "leave out 2 removed from the fleet"),
         ("disabled", replace(running(1, DEBS, READY, READY, BEHIND), disabled={2: ANN}), 0, "leave out 2 disabled by ann"),
         ("disabled and silent", replace(running(1, DEBS, READY, READY, BEHIND), disabled={2: ANN}), 3600, "leave out 2 disabled by ann"),
@@ -721,7 +772,7 @@ def test_how_many_of_a_wave_may_fail(budget: Budget, servers: int, expected: int
 
 
 def test_a_barrier_waits_for_its_wave_and_not_for_who_is_out() -> None:
-    over = replace(TWO_WAVES, out={2: "disabled by ann"})
+    over = replace(TWO_WAVES, out={2: LeftOut("disabled", "disabled by ann")})
     assert participants(over, OpenPhase(ID, 0, 1)) == (0, 1)
     assert participants(over, OpenPhase(ID, 1, 2)) == (0,)
     assert participants(over, OpenPhase(ID, 2, 2)) == (1,)

@@ -16,6 +16,7 @@ from reconciler.core.state import (
     Desired,
     Fleet,
     Leader,
+    LeftOut,
     Lock,
     Notice,
     Now,
@@ -73,7 +74,7 @@ def fleet(wave: int, phase: int, *statuses: ServerStatus, rollout: Rollout = ROL
         (fleet(1, 2, status(3, ABORTED)), ("running", "debs is open for wave 1 of 2; waiting for server 0")),
         (fleet(1, 2, status(3, rollout="older")), ("running", "debs is open for wave 1 of 2; waiting for server 0")),
         (fleet(2, 2, status(7, COMPLETE), status(2), status(3)), ("running", "debs is open for wave 2 of 2; waiting for server 1")),
-        (fleet(2, 2, status(7), status(2), status(3), rollout=replace(ROLLOUT, out={1: "silent"})), ("running", "debs is open for wave 2 of 2; every server has done it")),
+        (fleet(2, 2, status(7), status(2), status(3), rollout=replace(ROLLOUT, out={1: LeftOut("silent", "silent")})), ("running", "debs is open for wave 2 of 2; every server has done it")),
     ],
 )  # fmt: skip
 def test_the_state_in_a_word_and_a_sentence(found: Fleet, expected: tuple[str, str]) -> None:
@@ -99,7 +100,7 @@ def test_of_many_servers_eight_are_named() -> None:
         ("an older rollout's status", fleet(0, 1, status(7, COMPLETE, rollout="x")), 0, ("not running", None, "has not entered the rollout yet", None, 1)),
         ("added later", replace(fleet(0, 1), servers=frozenset({0, 1, 2, 3}), agents=(Agent(3, "s3", "m3", "1"),)), 3, ("not running", None, "waits for the next rollout", None, 0)),
         ("no agent", replace(fleet(0, 1), agents=()), 1, ("not running", None, "no agent is running", None, 2)),
-        ("left out", fleet(1, 2, status(2), rollout=replace(ROLLOUT, out={0: "silent in debs"})), 0, ("running", "debs", "left out: silent in debs", None, 1)),
+        ("left out", fleet(1, 2, status(2), rollout=replace(ROLLOUT, out={0: LeftOut("silent", "silent in debs")})), 0, ("running", "debs", "left out: silent in debs", None, 1)),
         ("disabled", replace(fleet(1, 2, status(2)), disabled={0: ANN}), 0, ("running", "debs", "disabled by ann: mending", None, 1)),
         ("removed meanwhile", replace(fleet(0, 1), servers=frozenset({0})), 2, ("not running", None, "has not entered the rollout yet", None, 2)),
         ("before any rollout", replace(fleet(0, 1), rollout=None, phase=None), 1, ("not running", None, "", None, 0)),

@@ -13,6 +13,7 @@ from reconciler.core.semaphore import Holder
 from reconciler.core.state import (
     ABORTED,
     Installed,
+    LeftOut,
     Notice,
     OpenPhase,
     Rollout,
@@ -128,7 +129,7 @@ class TestLeader:
         made, phase = opened(fleet)
         following = fleet.leader.open_phase(made, phase, 1, 2)
         assert read_fleet(etcd.client, etcd.keys).phase == following
-        less = fleet.leader.leave_out(replace(made, out={1: "silent"}))
+        less = fleet.leader.leave_out(replace(made, out={1: LeftOut("silent", "silent")}))
         assert read_fleet(etcd.client, etcd.keys).rollout == less
         done = fleet.leader.finish(less, "1 of 2 servers complete", LATER)
         after = read_fleet(etcd.client, etcd.keys)

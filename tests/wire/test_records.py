@@ -16,6 +16,7 @@ from reconciler.core.state import (
     RUNNING,
     Agent,
     Detail,
+    LeftOut,
     Machine,
     Notice,
     OpenPhase,
@@ -133,7 +134,12 @@ def test_defaults_of_an_artifact_are_left_out() -> None:
 
 def test_the_documents_have_the_keyspaces_names() -> None:
     rollout = Rollout(
-        "1a2b", (0, 1), STARTED, (Wave((0, 1), 600.0, 1),), out={3: "silent"}, stopped_by="leader"
+        "1a2b",
+        (0, 1),
+        STARTED,
+        (Wave((0, 1), 600.0, 1),),
+        out={3: LeftOut("silent", "silent")},
+        stopped_by="leader",
     )
     assert json.loads(records.encode_rollout(rollout)) == {
         "version": "1a2b",
@@ -147,6 +153,7 @@ def test_the_documents_have_the_keyspaces_names() -> None:
         "timeout": 3600,
         "stopped_by": "leader",
         "out": {"3": "silent"},
+        "out_kinds": {"3": "silent"},
     }
     assert records.encode_agent(Agent(1, "boot-1", "m1", "1f")) == '{"host":"boot-1","machineID":"m1"}'
     assert records.encode_machine(Machine(1, "m1")) == '{"machineID":"m1","removed":false}'
@@ -158,6 +165,29 @@ def test_the_documents_have_the_keyspaces_names() -> None:
         "rollout": STARTED,
         "waiting": "slot",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds", "kind", "counts"),
+    [
+        ("failed: dpkg", None, "failed", True),
+        ("silent in debs for 60 s", None, "silent", True),
+        ("removed from the fleet", None, "removed", False),
+        ("disabled by ann", None, "disabled", False),
+        ("who knows", None, "failed", True),
+        ("failed by decree", {"3": "disabled"}, "disabled", False),
+        ("disabled the alarm and broke", {"3": "failed"}, "failed", True),
+        ("disabled by ann", {"4": "failed"}, "disabled", False),
+        ("went away", {"3": "what a newer program says"}, "failed", True),
+    ],
+)
+def test_why_a_server_is_left_out_is_a_kind_and_an_older_program_wrote_only_a_sentence(
+    text: str, kinds: dict[str, str] | None, kind: str, counts: bool
+) -> None:
+    document = json.loads(records.encode_rollout(Rollout("1a2b", (3,), STARTED, (Wave((3,)),))))
+    document |= {"out": {"3": text}} | ({"out_kinds": kinds} if kinds else {})
+    out = records.decode_rollout(json.dumps(document), KEY).out[3]
+    assert (out.kind, out.text, out.counts) == (kind, text, counts)
 
 
 # What Neco's updater and worker write: Go's encoding/json, nanoseconds without trailing zeros, nil slices as null.

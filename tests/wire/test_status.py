@@ -10,6 +10,7 @@ from reconciler.core.state import (
     Agent,
     Fleet,
     Leader,
+    LeftOut,
     Lock,
     Notice,
     Now,
@@ -29,7 +30,7 @@ FLEET = Fleet(
     servers=frozenset({0, 1, 2}),
     disabled={2: Notice("ops", "broken disk", STARTED)},
     noted="1a2b",
-    rollout=Rollout("1a2b", (0, 1), STARTED, (Wave((0, 1), 600.0),), out={5: "removed"}),
+    rollout=Rollout("1a2b", (0, 1), STARTED, (Wave((0, 1), 600.0),), out={5: LeftOut("removed", "removed")}),
     phase=OpenPhase(STARTED, 1, 4),
     statuses={
         0: ServerStatus("1a2b", STARTED, 4, RUNNING, "waits for a slot", "slot"),
