@@ -30,6 +30,7 @@ from reconciler.core.lead import (
     timestamp,
     watch,
 )
+from reconciler.core.pins import wanted_pins
 from reconciler.core.report import report
 from reconciler.core.state import Desired, Fleet, Now, Rollout
 from reconciler.errors import Fenced, ReconcilerError, Unavailable
@@ -137,8 +138,10 @@ class Conductor:
             case Wait(reason, seconds):
                 log.debug("waits: %s", reason)
                 return IDLE if seconds is None else min(max(seconds, 0.05), IDLE)
-            case Open(rollout, _):
-                return self._open(rollout, writes, desired, fleet)
+            case Open(rollout, replaces):
+                # While a rollout is under way, the leader's look leaves out what is recorded.
+                known = fleet if replaces is None else self._leading.whole()
+                return self._open(rollout, writes, desired, fleet, known)
             case OpenNext(rollout, current, wave, phase):
                 log.info(
                     "opens %s for wave %d",
@@ -178,12 +181,13 @@ class Conductor:
         return None
 
     def _open(
-        self, rollout: Rollout, writes: LeaderWrites, desired: Desired | None, fleet: Fleet
+        self, rollout: Rollout, writes: LeaderWrites, desired: Desired | None, fleet: Fleet, known: Fleet
     ) -> float | None:
         if desired is None:
             return IDLE
         try:
-            pins = resolve(desired, rollout.servers, self._resolvers)
+            wanted = wanted_pins(desired, known, rollout.servers)
+            pins = resolve(wanted, rollout.version, self._resolvers)
         except ReconcilerError as error:
             self._publisher.update(refusal=str(error), refused=rollout.version)
             if self._told.get("open") != str(error):

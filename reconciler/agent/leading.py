@@ -53,7 +53,11 @@ class Leading:
         under_way = self._under_way
         fleet = self._read(not under_way)
         self._under_way = fleet.rollout is not None and fleet.rollout.unfinished
-        return self._read(True) if under_way and not self._under_way else fleet
+        return self.whole() if under_way and not self._under_way else fleet
+
+    def whole(self) -> Fleet:
+        """The fleet with all that is recorded, and every step."""
+        return self._read(True)
 
     def _read(self, whole: bool) -> Fleet:
         def read() -> Fleet:

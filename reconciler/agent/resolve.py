@@ -1,14 +1,17 @@
-"""Resolves every tag and release of a revision once, so that all servers run the same content. Called by the leader before it opens a rollout."""
+"""Resolves each tag and release that a rollout needs once, so that all servers run the same content. Called by the leader before it opens one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from reconciler.core.artifact import Artifact, Kind, Pin, reference
-from reconciler.core.state import Desired
+from reconciler.core.artifact import Artifact, Kind, Pin
+from reconciler.core.pins import Wanted
 from reconciler.errors import ReconcilerError, Unavailable, Unfetchable
+
+log = logging.getLogger(__name__)
 
 _AT_ONCE = 8
 
@@ -19,32 +22,29 @@ class Resolver(Protocol):
     def resolve(self, artifact: Artifact) -> Pin | None: ...
 
 
-def resolve(desired: Desired, servers: Iterable[int], resolvers: Mapping[Kind, Resolver]) -> dict[str, Pin]:
-    """The pins of all that these servers should have, by reference.
+def resolve(wanted: Wanted, revision: str, resolvers: Mapping[Kind, Resolver]) -> dict[str, Pin]:
+    """The pins of a rollout of `revision`, by reference.
 
-    Raises `Unfetchable` that names every reference that does not exist or is not what git asks for; `Unavailable` where
-    the only trouble is that something cannot be reached now.
+    Raises `Unfetchable` that names every reference that is needed and does not exist or is not what git asks for;
+    `Unavailable` where the only trouble is that something cannot be reached now. What nobody needs may fail.
     """
-    groups = {desired.group_of(lrn).name: lrn for lrn in servers}
-    wanted: dict[str, Artifact] = {}
-    for lrn in groups.values():
-        for artifact in desired.artifacts_of(lrn).values():
-            name = reference(artifact)
-            if name is not None:
-                wanted[name] = artifact
     errors: list[ReconcilerError] = []
 
-    def one(artifact: Artifact) -> Pin | None:
+    def one(name: str, artifact: Artifact) -> Pin | None:
         try:
             return resolvers[artifact.key.kind].resolve(artifact)
         except ReconcilerError as error:
-            errors.append(error)
+            if name in wanted.needed:
+                errors.append(error)
+            else:
+                log.info("%s is not resolved now, and nothing needs it: %s", name, error)
             return None
 
+    asked = {**wanted.needed, **wanted.spare}
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="resolve") as pool:
-        pins = dict(zip(wanted, pool.map(one, wanted.values()), strict=True))
+        found = dict(zip(asked, pool.map(one, asked.keys(), asked.values()), strict=True))
     if errors:
         kind = Unavailable if all(isinstance(error, Unavailable) for error in errors) else Unfetchable
         texts = "\n".join(sorted(str(error) for error in errors))
-        raise kind(f"cannot open a rollout of {desired.revision.id[:12]}:\n{texts}")
-    return {name: pin for name, pin in pins.items() if pin}
+        raise kind(f"cannot open a rollout of {revision[:12]}:\n{texts}")
+    return {**wanted.kept, **{name: pin for name, pin in found.items() if pin}}
