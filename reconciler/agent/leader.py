@@ -220,9 +220,16 @@ class Conductor:
         return None
 
     def _alarms(self, fleet: Fleet, now: Now) -> None:
-        """Say once of each: a revision refused, a git that does not answer, a slot held longer than it should be."""
+        """Say once of each: a rollout that a person stopped, a revision refused, a git that does not answer, a slot held
+        longer than it should be.
+        """
         state = self._follower.state
         current: dict[str, Event] = {}
+        rollout = fleet.rollout
+        if rollout and rollout.unfinished and rollout.stop and rollout.stopped_by != "leader":
+            why = f": {rollout.message}" if rollout.message else ""
+            text = f"rollout of {rollout.version[:12]} was stopped by {rollout.stopped_by or 'somebody'}{why}"
+            current[f"stopped {rollout.id}"] = Event("rollout_stopped", text, rollout.version, rollout.id)
         if state.refusal:
             current["refused"] = Event("revision_refused", state.refusal, state.refused or "")
         if state.unavailable and state.since is not None and now.monotonic - state.since > self._alarm_after:

@@ -6,12 +6,12 @@ import json
 import logging
 import queue
 import threading
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
+
+from reconciler.errors import ReconcilerError, Unavailable
+from reconciler.ground.download import ask
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +27,10 @@ EventKind = Literal[
 ]
 _TRIES = 4
 _TIMEOUT = 10.0
+"""Seconds for one try in all, however slowly the answer comes."""
+_ANSWER = 1 << 16
+_PAUSE = 1.0
+"""Seconds before the second try; each further pause is twice as long."""
 _QUEUE = 100
 
 
@@ -51,11 +55,17 @@ class Addresses:
 
 
 class Notifier:
-    """Sends events in their order, in a thread of its own. `addresses` is asked anew for each: settings change without a restart."""
+    """Sends events in their order, in a thread of its own. `addresses` is asked anew for each: settings change without a restart.
 
-    def __init__(self, addresses: Callable[[], Addresses]) -> None:
-        self._addresses = addresses
+    `timeout` is of one try, `pause` before the second one, in seconds.
+    """
+
+    def __init__(
+        self, addresses: Callable[[], Addresses], timeout: float = _TIMEOUT, pause: float = _PAUSE
+    ) -> None:
+        self._addresses, self._timeout, self._pause = addresses, timeout, pause
         self._queue: queue.Queue[Event | None] = queue.Queue(_QUEUE)
+        self._ending = threading.Event()
         self._thread = threading.Thread(target=self._send_all, name="notify", daemon=True)
         self._thread.start()
 
@@ -67,7 +77,8 @@ class Notifier:
             log.warning("a notification is dropped, the queue is full: %s", event.text)
 
     def close(self, timeout: float = 5.0) -> None:
-        """Send what is queued, for at most `timeout` seconds."""
+        """Send what is queued, for at most `timeout` seconds; from now on no retry is waited for."""
+        self._ending.set()
         try:
             self._queue.put(None, timeout=timeout)
         except queue.Full:
@@ -84,37 +95,35 @@ class Notifier:
                 ]
                 for address, body in bodies:
                     if address:
-                        _post(address, body, addresses.proxy)
+                        self._post(address, body, addresses.proxy)
             except Exception as error:  # whatever it is, telling people must not end the agent
                 log.warning("cannot send a notification (%s): %s", type(error).__name__, event.text)
 
-
-def _post(address: str, body: dict[str, object], proxy: str | None) -> None:
-    if not address.startswith(("http://", "https://")):
-        log.warning("cannot send a notification: its address is no http or https URL")
-        return
-    handlers = [urllib.request.ProxyHandler({"http": proxy, "https": proxy})] if proxy else []
-    opener = urllib.request.build_opener(*handlers)
-    request = urllib.request.Request(  # noqa: S310 (the scheme is checked above)
-        address, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST"
-    )
-    for attempt in range(1, _TRIES + 1):
-        try:
-            with opener.open(request, timeout=_TIMEOUT) as reply:
-                reply.read(1 << 16)
-            return
-        except (OSError, urllib.error.URLError) as error:
-            # The address is a secret: the error's text may hold it, its type and status do not.
-            what = (
-                f"status {error.code}" if isinstance(error, urllib.error.HTTPError) else type(error).__name__
-            )
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429:
-                log.warning("a notification was refused (%s)", what)
+    def _post(self, address: str, body: dict[str, object], proxy: str | None) -> None:
+        """Send one body, with retries where the failure may pass. `proxy` None: as the environment says."""
+        for attempt in range(1, _TRIES + 1):
+            try:
+                status = ask(
+                    address,
+                    method="POST",
+                    headers={"Content-Type": "application/json"},
+                    sent=json.dumps(body).encode(),
+                    timeout=self._timeout,
+                    max_bytes=_ANSWER,
+                    proxy=proxy,
+                    cut=True,
+                ).status
+            except ReconcilerError as error:
+                # The address is a secret: the error's text may hold it, its type does not.
+                what, may_pass = type(error).__name__, isinstance(error, Unavailable)
+            else:
+                what, may_pass = f"status {status}", status >= 500 or status == 429
+                if status < 300:
+                    return
+            if not may_pass or attempt == _TRIES:
+                log.warning("a notification was not taken (%s, try %d): %s", what, attempt, body["text"])
                 return
-            if attempt == _TRIES:
-                log.warning("cannot send a notification after %d tries (%s)", _TRIES, what)
-                return
-            time.sleep(min(0.5 * 2**attempt, 8))
+            self._ending.wait(self._pause * 2 ** (attempt - 1))
 
 
 def _without_none(body: dict[str, object]) -> dict[str, object]:

@@ -157,15 +157,18 @@ def ask(
     *,
     method: str = "GET",
     headers: Mapping[str, str] | None = None,
+    sent: bytes | None = None,
     timeout: float,
     max_bytes: int = 8 << 20,
     proxy: str | None = None,
     cut: bool = False,
 ) -> Answer:
-    """One request and its answer, whatever its status; redirects are followed. With `cut` only the first `max_bytes` are
+    """One request and its answer, whatever its status; redirects are followed, but where something is `sent`. With `cut` only the first `max_bytes` are
     read of a longer body, else that is `Unfetchable`. Raises `Unavailable` where there is no whole answer.
     """
-    request = _Request(url, dict(headers or {}), proxy, timeout, max_bytes, None, time.monotonic() + timeout)
+    request = _Request(
+        url, dict(headers or {}), proxy, timeout, max_bytes, None, time.monotonic() + timeout, sent=sent
+    )
     with request.answer(method) as (status, found, body):
         data = b""
         while len(data) <= max_bytes and (chunk := request.read(body, max_bytes + 1 - len(data))):
@@ -315,6 +318,7 @@ class _Request:
     progress: Progress | None
     deadline: float
     resume: bool = False
+    sent: bytes | None = None
 
     def append(self, file: BufferedRandom) -> bool:
         """Fetch what is missing at the end of `file`; False where the server began anew, from the first byte."""
@@ -387,7 +391,7 @@ class _Request:
             with self._explained():
                 url, login = _login(self.url)
                 headers = {"User-Agent": AGENT, **login, **self.headers, **(extra or {})}
-                request = urllib.request.Request(url, method=method, headers=headers)  # noqa: S310 - looked at above
+                request = urllib.request.Request(url, self.sent, headers, method=method)  # noqa: S310 - looked at above
                 response = _opener(self.proxy, sockets).open(request, timeout=self._limit())
             with contextlib.closing(response):
                 yield (
@@ -492,7 +496,7 @@ class _Redirect(urllib.request.BaseHandler):
         self, request: urllib.request.Request, response: http.client.HTTPResponse
     ) -> http.client.HTTPResponse:
         location = response.headers.get("Location")
-        if response.status not in (301, 302, 303, 307, 308) or not location:
+        if response.status not in (301, 302, 303, 307, 308) or not location or request.data is not None:
             return response
         response.close()
         return self._follow(request, location)
