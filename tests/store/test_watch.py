@@ -208,10 +208,10 @@ def test_a_lookout_says_that_its_stream_broke_and_opens_another(etcd: Etcd) -> N
         Client(EtcdOptions((proxy.endpoint,))) as client,
         contextlib.closing(Lookout(client)) as lookout,
     ):
+        assert lookout.watch(one(key))
         threading.Timer(0.2, proxy.cut).start()
         with pytest.raises(Unavailable):
-            lookout.watch(one(key))
-            lookout.wait(one(key), 0, 5)
+            lookout.wait(one(key), 0, 20)
         assert watched_again(lookout, key), "it is watched anew"
         etcd.client.txn([], [put(key, "1")])
         told(lookout.wait(one(key), 0, 5), b"1")
