@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any
 
 from reconciler.errors import Ambiguous, ReconcilerError, Unavailable
-from reconciler.store.connections import REPLY_LIMIT, Connection, Connections, EtcdOptions, prove
+from reconciler.store.connections import REPLY_LIMIT, Connections, EtcdOptions, prove
 from reconciler.store.library import etcd_and_grpc
-from reconciler.store.login import Login
+from reconciler.store.login import Login, Metadata
 from reconciler.store.messages import (
     compare_message,
     items_of,
@@ -30,6 +30,7 @@ from reconciler.store.refusal import (
     Compacted,
     LeaseGone,
     ReplyTooLarge,
+    is_about_token,
     is_unsent,
     must_authenticate,
     raise_if_final,
@@ -189,6 +190,18 @@ class Client:
         """A stream of what happens in each of `ranges` from its etcd revision on. Called by `watch`, which resumes."""
         rpc, grpc = etcd_and_grpc()
         connection = self._connections.current()
+        metadata: Metadata = ()
+
+        def refused(reason: str) -> Unavailable:
+            if is_about_token(reason):
+                self._login.forget(metadata)
+            return Unavailable(f"cannot watch etcd at {connection.endpoint}: {reason}; it is tried again")
+
+        def broken(error: Any) -> Unavailable:
+            self._note(error)
+            self._connections.failed(connection)
+            return refused(words_of(error))
+
         requests = Requests(
             watch_request(rpc, keys, revision) for keys, revision in zip(ranges, revisions, strict=True)
         )
@@ -197,23 +210,12 @@ class Client:
             metadata = self._login.metadata(self._timeout)
             call = connection.stubs.watch.Watch(requests, metadata=metadata)
         except grpc.RpcError as error:
-            raise self._broken(connection, error) from None
-        return WatchStream(
-            call, requests, len(ranges), lambda error: self._broken(connection, error), self._count_watches
-        )
+            raise broken(error) from None
+        return WatchStream(call, requests, len(ranges), broken, refused, self._count_watches)
 
     def _count_watches(self, number: int) -> None:
         with self._counting:
             self._counts["Watch"] += number
-
-    def _broken(self, connection: Connection, error: Any) -> Unavailable:
-        self._note(error)
-        self._connections.failed(connection)
-        if must_authenticate(error):
-            self._login.forget()
-        return Unavailable(
-            f"cannot watch etcd at {connection.endpoint}: {words_of(error)}; it is tried again"
-        )
 
     # --- one call ---------------------------------------------------------------------------------------------------
 
@@ -227,6 +229,7 @@ class Client:
             self._counts[name] += 1
         while time.monotonic() < end:
             connection = self._connections.current()
+            metadata: Metadata = ()
             sent = False
             try:
                 metadata = self._login.metadata(self._attempt(end))
@@ -239,10 +242,10 @@ class Client:
                 trouble = words_of(error)
                 self._note(error)
                 self._connections.failed(connection, silent=error.code() is grpc.StatusCode.DEADLINE_EXCEEDED)
-                if must_authenticate(error) and self._login.forget():
-                    continue
-                raise_if_final(error, connection.endpoint)
-                if sent and not repeatable and not is_unsent(error):
+                renewed = must_authenticate(error) and self._login.forget(metadata)
+                if not renewed:
+                    raise_if_final(error, connection.endpoint)
+                if sent and not repeatable and not renewed and not is_unsent(error):
                     raise Ambiguous(
                         f"cannot tell whether etcd at {connection.endpoint} made a change: {trouble}; "
                         "it is read back before anything is decided"

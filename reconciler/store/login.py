@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from reconciler.errors import ReconcilerError
+from reconciler.errors import ReconcilerError, Unavailable
 from reconciler.store.connections import NEEDS_LEADER, Connections, EtcdOptions, read_file
 from reconciler.store.library import etcd_and_grpc
 from reconciler.store.refusal import words_of
+
+Metadata = tuple[tuple[str, str], ...]
 
 
 class Login:
@@ -19,19 +21,27 @@ class Login:
         self._authenticating = threading.Lock()
         self._token: str | None = None
 
-    def metadata(self, timeout: float) -> tuple[tuple[str, str], ...]:
-        """What goes with every call."""
+    def metadata(self, timeout: float) -> Metadata:
+        """What goes with every call. One thread asks for a token, and the others wait for it, `timeout` seconds at most."""
         if self._options.user is None:
             return (NEEDS_LEADER,)
-        with self._authenticating:
-            if self._token is None:
-                self._token = self._authenticate(timeout)
-            return (NEEDS_LEADER, ("token", self._token))
+        token = self._token
+        if token is None:
+            if not self._authenticating.acquire(timeout=timeout):
+                raise Unavailable("cannot log in to etcd: it does not answer; it is tried again")
+            try:
+                token = self._token = self._token or self._authenticate(timeout)
+            finally:
+                self._authenticating.release()
+        return _with(token)
 
-    def forget(self) -> bool:
-        """A call was refused for its token: the next one asks for a new one. False where there was none to renew."""
-        had, self._token = self._token is not None, None
-        return had
+    def forget(self, refused: Metadata) -> bool:
+        """A call was refused for the token in its metadata: unless somebody has a newer one already, the next call asks for
+        one. False where there is no user to ask for.
+        """
+        if self._token is not None and refused == _with(self._token):
+            self._token = None
+        return self._options.user is not None
 
     def _authenticate(self, timeout: float) -> str:
         rpc, grpc = etcd_and_grpc()
@@ -49,6 +59,11 @@ class Login:
                 f"cannot log in to etcd at {connection.endpoint} as {self._options.user}: {words}; "
                 f"look at --etcd-user and {self._options.password_file}"
             ) from None
+
+
+def _with(token: str) -> Metadata:
+    """An etcd without authentication has no tokens, and refuses the empty one as well."""
+    return (NEEDS_LEADER, ("token", token)) if token else (NEEDS_LEADER,)
 
 
 def _password(options: EtcdOptions) -> str:

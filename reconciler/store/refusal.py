@@ -38,8 +38,17 @@ def is_unsent(error: Any) -> bool:
 
 
 def must_authenticate(error: Any) -> bool:
-    words = error.details() or ""
-    return error.code().name == "UNAUTHENTICATED" or "revision of auth store is old" in words
+    return error.code().name == "UNAUTHENTICATED" or is_about_token(error.details() or "")
+
+
+def is_about_token(words: str) -> bool:
+    """Whether a new token may help: the old one has expired, its member has forgotten it, rights were changed since, or it
+    is none because etcd had no authentication then.
+    """
+    return any(
+        phrase in words
+        for phrase in ("invalid auth token", "revision of auth store is old", "user name is empty")
+    )
 
 
 def raise_if_final(error: Any, endpoint: str) -> None:

@@ -59,6 +59,7 @@ class WatchStream:
         requests: Requests,
         number: int,
         broken: Callable[[Any], Unavailable],
+        refused: Callable[[str], Unavailable],
         count: Callable[[int], None],
     ) -> None:
         self._call = call
@@ -66,6 +67,7 @@ class WatchStream:
         self._requests = requests
         self._asked = number
         self._broken = broken
+        self._refused = refused
         self._cancelled = False
         self._ids: dict[int, int] = {}
         self._dropped: set[int] = set()
@@ -117,7 +119,7 @@ class WatchStream:
             # A creation may be refused in the reply that announces it, so this is looked at first.
             if reply.canceled:
                 if not reply.compact_revision:
-                    raise Unavailable(f"cannot watch etcd: {reply.cancel_reason or 'it cancelled the watch'}")
+                    raise self._refused(reply.cancel_reason or "it cancelled the watch")
                 yield WatchReply(index, reply.header.revision, compacted=reply.compact_revision)
             elif reply.created:
                 # Nothing of the past has been sent yet: the revision in the header is no place to resume from.
