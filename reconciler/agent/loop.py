@@ -99,7 +99,7 @@ class Loops:
 
 
 class Follow:
-    """The loop that follows git; rings the others when what is in force has changed."""
+    """The loop that follows git; rings the others when what is in force, or what is wrong, has changed."""
 
     def __init__(
         self, follower: Follower, publisher: Publisher, interval: Callable[[], float], bells: Bells
@@ -121,7 +121,9 @@ class Follow:
             refusal=state.refusal,
             unavailable=state.unavailable,
         )
-        if changed:
+        said = (state.refused, state.refusal, state.unavailable)
+        if changed or said != (before.refused, before.refusal, before.unavailable):
+            # A refusal changes nothing that is in force, but people are told of it, and this host's own key says it.
             self._bells.lead.ring()
             self._bells.work.ring()
         return seconds * (0.8 + 0.4 * random.random())  # noqa: S311 (jitter is no secret)

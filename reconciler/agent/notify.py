@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -25,6 +27,7 @@ EventKind = Literal[
     "holder_overdue",
     "fetch_overdue",
 ]
+Channel = Literal["slack", "webhook"]
 _TRIES = 4
 _TIMEOUT = 10.0
 """Seconds for one try in all, however slowly the answer comes."""
@@ -45,6 +48,9 @@ class Event:
     server: int | None = None
 
 
+Body = Callable[[Event], dict[str, object]]
+
+
 @dataclass(frozen=True, slots=True)
 class Addresses:
     """Where to; None for nowhere. `proxy` is used for both."""
@@ -53,49 +59,56 @@ class Addresses:
     webhook: str | None = None
     proxy: str | None = None
 
+    def of(self, channel: Channel) -> str | None:
+        return self.slack if channel == "slack" else self.webhook
+
 
 class Notifier:
-    """Sends events in their order, in a thread of its own. `addresses` is asked anew for each: settings change without a restart.
+    """Sends events in their order. `addresses` is asked anew for each: settings change without a restart.
 
-    `timeout` is of one try, `pause` before the second one, in seconds.
+    Slack and the webhook are told side by side: one that does not answer holds up only itself. `timeout` is of one try,
+    `pause` before the second one, in seconds.
     """
 
     def __init__(
         self, addresses: Callable[[], Addresses], timeout: float = _TIMEOUT, pause: float = _PAUSE
     ) -> None:
         self._addresses, self._timeout, self._pause = addresses, timeout, pause
-        self._queue: queue.Queue[Event | None] = queue.Queue(_QUEUE)
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._send_all, name="notify", daemon=True)
-        self._thread.start()
+        self._lines = [self._line(name, body) for name, body in _BODIES.items()]
 
     def tell(self, event: Event) -> None:
         """Queue `event`; never waits. One too many is dropped, and the log says so."""
-        try:
-            self._queue.put_nowait(event)
-        except queue.Full:
-            log.warning("a notification is dropped, the queue is full: %s", event.text)
+        for waiting, _ in self._lines:
+            try:
+                waiting.put_nowait(event)
+            except queue.Full:
+                log.warning("a notification is dropped, the queue is full: %s", event.text)
 
     def close(self, timeout: float = 5.0) -> None:
         """Send what is queued, for at most `timeout` seconds; from now on no retry is waited for."""
         self._ending.set()
-        try:
-            self._queue.put(None, timeout=timeout)
-        except queue.Full:
-            return
-        self._thread.join(timeout)
+        deadline = time.monotonic() + timeout
+        for waiting, thread in self._lines:
+            with contextlib.suppress(queue.Full):
+                waiting.put(None, timeout=max(0.0, deadline - time.monotonic()))
+                thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _send_all(self) -> None:
-        while (event := self._queue.get()) is not None:
+    def _line(self, name: Channel, body: Body) -> tuple[queue.Queue[Event | None], threading.Thread]:
+        """A channel's queue, and the thread that sends what is in it."""
+        waiting: queue.Queue[Event | None] = queue.Queue(_QUEUE)
+        thread = threading.Thread(
+            target=self._send_all, args=(name, body, waiting), name=f"notify-{name}", daemon=True
+        )
+        thread.start()
+        return waiting, thread
+
+    def _send_all(self, name: Channel, body: Body, waiting: queue.Queue[Event | None]) -> None:
+        while (event := waiting.get()) is not None:
             try:
                 addresses = self._addresses()
-                bodies: list[tuple[str | None, dict[str, object]]] = [
-                    (addresses.slack, {"text": event.text}),
-                    (addresses.webhook, _without_none(asdict(event))),
-                ]
-                for address, body in bodies:
-                    if address:
-                        self._post(address, body, addresses.proxy)
+                if address := addresses.of(name):
+                    self._post(address, body(event), addresses.proxy)
             except Exception as error:  # whatever it is, telling people must not end the agent
                 log.warning("cannot send a notification (%s): %s", type(error).__name__, event.text)
 
@@ -126,5 +139,8 @@ class Notifier:
             self._ending.wait(self._pause * 2 ** (attempt - 1))
 
 
-def _without_none(body: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in body.items() if value is not None}
+def _as_it_is(event: Event) -> dict[str, object]:
+    return {name: value for name, value in asdict(event).items() if value is not None}
+
+
+_BODIES: dict[Channel, Body] = {"slack": lambda event: {"text": event.text}, "webhook": _as_it_is}

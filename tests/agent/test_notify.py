@@ -3,53 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import socketserver
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from reconciler.agent.notify import Addresses, Event, Notifier
-
-
-class Receiver:
-    """A web server that answers with `statuses`, one after the other, then 200, and keeps what came."""
-
-    def __init__(self) -> None:
-        self.statuses: list[int] = []
-        self.bodies: list[dict[str, object]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                status = receiver.statuses.pop(0) if receiver.statuses else 200
-                if status == 200:
-                    receiver.bodies.append(json.loads(body))
-                self.send_response(status)
-                self.send_header("Location", "/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/SECRET"
+from tests.receiver import Receiver, receiving
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    thread = threading.Thread(target=receiver.server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    with receiving() as found:
+        yield found
 
 
 EVENT = Event("rollout_opened", "rollout of 1a2b3c4 opened on 3 servers", "1a2b3c4", "r1")
@@ -59,10 +28,17 @@ def test_slack_gets_a_text_and_the_webhook_the_event(receiver: Receiver) -> None
     notifier = Notifier(lambda: Addresses(receiver.url, receiver.url))
     notifier.tell(EVENT)
     notifier.close()
-    assert receiver.bodies == [
-        {"text": EVENT.text},
-        {"event": "rollout_opened", "text": EVENT.text, "revision": "1a2b3c4", "rollout": "r1"},
-    ]
+    told = {"event": "rollout_opened", "text": EVENT.text, "revision": "1a2b3c4", "rollout": "r1"}
+    assert sorted(receiver.bodies, key=len) == [{"text": EVENT.text}, told]
+
+
+def test_one_that_does_not_answer_holds_up_only_itself(receiver: Receiver) -> None:
+    with dripping(b"") as slack:
+        notifier = Notifier(lambda: Addresses(slack, receiver.url), pause=0.01)
+        notifier.tell(EVENT)
+        notifier.tell(Event("drift", "server 1 drifted", server=1))
+        assert receiver.wait_for("rollout_opened", "drift")
+        notifier.close(0.1)
 
 
 def test_a_server_error_is_tried_again(receiver: Receiver) -> None:
