@@ -3,6 +3,9 @@
 `delay` (seconds) holds every piece in both directions. `lose_replies` lets requests through and drops what comes
 back, then cuts. `hold` keeps what comes next on each connection that is open now until `let_go`, which delivers it
 late; new connections are not held. `cut` ends all connections.
+
+A socket is closed by the thread that reads it, and by nobody else: others shut it down. A number that is closed while a
+thread is about to read it is soon another socket's, of which that thread would take what was not meant for it.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._closed = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     @property
     def endpoint(self) -> str:
@@ -60,7 +64,8 @@ class Proxy:
     def close(self) -> None:
         self._closed = True
         self.let_go()
-        self._listener.close()
+        _end(self._listener)
+        self._accepting.join()
         self.cut()
 
     def __enter__(self) -> Proxy:
@@ -72,24 +77,30 @@ class Proxy:
         self.close()
 
     def _accept(self) -> None:
-        while not self._closed:
-            try:
+        with self._listener, contextlib.suppress(OSError):
+            while not self._closed:
                 client, _ = self._listener.accept()
-            except OSError:
-                return
-            if self.refuse:
-                client.close()
-                continue
-            try:
-                server = socket.create_connection(("127.0.0.1", self._target), 5)
-            except OSError:
-                client.close()
-                continue
+                if self.refuse or self._closed:
+                    client.close()
+                else:
+                    threading.Thread(target=self._carry, args=(client,), daemon=True).start()
+
+    def _carry(self, client: socket.socket) -> None:
+        """One connection, from its beginning to its end."""
+        with (
+            client,
+            contextlib.suppress(OSError),
+            socket.create_connection(("127.0.0.1", self._target), 5) as server,
+        ):
             server.settimeout(None)
             with self._lock:
+                if self._closed:
+                    return
                 self._pairs.append((client, server))
-            threading.Thread(target=self._requests, args=(client, server), daemon=True).start()
-            threading.Thread(target=self._replies, args=(server, client), daemon=True).start()
+            replies = threading.Thread(target=self._replies, args=(server, client), daemon=True)
+            replies.start()
+            self._requests(client, server)
+            replies.join()
 
     def _requests(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
@@ -128,7 +139,6 @@ class Proxy:
 
 
 def _end(connection: socket.socket) -> None:
-    """Close, also where another thread is reading: closing alone would leave the connection open until it has read."""
+    """Wake whoever waits for it: nothing comes any more."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
