@@ -321,6 +321,8 @@ def test_the_shell_completes_verbs_and_options() -> None:
     assert complete("lock", "a") == "plain,acquire\n"
     assert complete("--etcd-p") == "plain,--etcd-password-file\n"
     assert "plain,--watch" in complete("status", "--")
+    assert complete("agent", "--drift-i") == "plain,--drift-interval\n"
+    assert complete("lock", "acquire", "--etcd-u") == "plain,--etcd-user\n"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -50,7 +50,7 @@ class Leader:
             resolvers,
             self._publisher,
             self.notifier,
-            600.0,
+            lambda: 600.0,
             self._watching.lead,
         )
         self._watching.start(candidate=True)

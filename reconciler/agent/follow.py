@@ -17,6 +17,7 @@ from reconciler.desired import memory, repository
 from reconciler.desired.source import Source
 from reconciler.desired.trust import Trust, verify
 from reconciler.errors import Corrupt, ReconcilerError, Refused
+from reconciler.ground.telemetry import ANEW
 from reconciler.host.policy import HostPolicy, problems
 from reconciler.wire.desired import read as parse
 
@@ -48,9 +49,10 @@ class Follower:
         self._read: dict[str, Desired] = {}
         self.state = Following()
 
-    @property
-    def source(self) -> Source:
-        return self._source
+    def configure(self, source: Source) -> None:
+        """Follow the same source with other credentials from the next look on."""
+        with self._mutex:
+            self._source = source
 
     def take(self, desired: Desired) -> None:
         """Follow this one revision, which the caller has checked."""
@@ -132,15 +134,15 @@ class Follower:
         return desired
 
     def _refuse(self, id: str, why: str) -> None:
-        if self.state.refused != id or self.state.refusal != why:
-            log.error("revision %s is refused: %s", id or "?", why, extra={"revision": id})
+        anew = {} if self.state.refusal else ANEW
+        log.error("revision %s is refused: %s", id or "?", why, extra={"revision": id, **anew})
         since = self.state.since if self.state.refused == id else time.monotonic()
         self.state = replace(
             self.state, refused=id, refusal=why, unavailable=None, since=since, fetched=time.monotonic()
         )
 
     def _unavailable(self, why: str) -> None:
-        if self.state.unavailable is None:
-            log.warning("git cannot be read, the last good revision stays in force: %s", why)
+        anew = {} if self.state.unavailable else ANEW
+        log.warning("git cannot be read, the last good revision stays in force: %s", why, extra=anew)
         since = self.state.since if self.state.unavailable else time.monotonic()
         self.state = replace(self.state, unavailable=why, since=since)

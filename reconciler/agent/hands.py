@@ -41,7 +41,7 @@ class Hands:
     policy: HostPolicy
     reboot_command: str = "systemctl reboot"
     reboot_required_file: str = "/var/run/reboot-required"
-    alarm_after: float = 600.0
+    alarm_after: Callable[[], float] = lambda: 600.0
     progress: Progress = silent
     ending: threading.Event = field(default_factory=threading.Event)
     wall: Callable[[], float] = lambda: 0.0

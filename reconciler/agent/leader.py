@@ -55,7 +55,7 @@ class Conductor:
         resolvers: Mapping[Kind, Resolver],
         publisher: Publisher,
         notifier: Notifier,
-        alarm_after: float,
+        alarm_after: Callable[[], float],
         on_lead: Callable[[bool], None] = lambda leads: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -98,8 +98,8 @@ class Conductor:
             return IDLE
         if leader.token != self._token:
             log.info("leads, token %d", leader.token)
-            self._token, self._seen = leader.token, Seen()
             self._on_lead(True)
+            self._token, self._seen = leader.token, Seen()
         writes = self._leading.writes(leader)
         fleet = self._leading.fleet()
         if fleet.neco_at_work:
@@ -223,7 +223,7 @@ class Conductor:
         """Say once of each: a rollout that a person stopped, a revision refused, a git that does not answer, a slot held
         longer than it should be.
         """
-        state = self._follower.state
+        state, alarm_after = self._follower.state, self._alarm_after()
         current: dict[str, Event] = {}
         rollout = fleet.rollout
         if rollout and rollout.unfinished and rollout.stop and rollout.stopped_by != "leader":
@@ -232,12 +232,12 @@ class Conductor:
             current[f"stopped {rollout.id}"] = Event("rollout_stopped", text, rollout.version, rollout.id)
         if state.refusal:
             current["refused"] = Event("revision_refused", state.refusal, state.refused or "")
-        if state.unavailable and state.since is not None and now.monotonic - state.since > self._alarm_after:
+        if state.unavailable and state.since is not None and now.monotonic - state.since > alarm_after:
             current["git"] = Event("fetch_overdue", state.unavailable)
         for lock in fleet.locks.values():
             for holder in lock.holders:
                 age = now.wall - holder.start_time
-                if holder.start_time and age > self._alarm_after:
+                if holder.start_time and age > alarm_after:
                     text = f"{holder.machine_id} (server {holder.lrn}) has held a slot of lock group {lock.group} for {age:.0f} s"
                     current[f"holder {lock.group} {holder.machine_id} {holder.start_time}"] = Event(
                         "holder_overdue", text, server=holder.lrn

@@ -9,23 +9,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Literal, Protocol, assert_never
 
 from reconciler.agent.follow import Follower
 from reconciler.agent.leader import Conductor
 from reconciler.agent.leading import Leading
 from reconciler.agent.notify import Notifier
 from reconciler.agent.publisher import Publisher
+from reconciler.agent.signals import Signals
 from reconciler.agent.wake import Wake, local_paths, watch_paths
 from reconciler.agent.worker import Worker
 from reconciler.agent.writing import Writing
 from reconciler.errors import ReconcilerError
+from reconciler.ground.telemetry import ANEW
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
 from reconciler.store.transaction import Event, KeyRange, one, under
@@ -80,8 +85,7 @@ class Loops:
             except ReconcilerError as error:
                 seconds = pause * (0.5 + random.random())  # noqa: S311 (jitter is no secret)
                 pause = min(2 * pause, _LONGEST_PAUSE)
-                if str(error) != trouble:
-                    log.warning("%s: %s", name, error)
+                log.warning("%s: %s", name, error, extra={} if trouble else ANEW)
                 trouble, count = str(error), count + 1
                 self._missing(name, str(error))
             except Exception:
@@ -129,27 +133,32 @@ class Follow:
         return seconds * (0.8 + 0.4 * random.random())  # noqa: S311 (jitter is no secret)
 
 
-def watch_repository(repo: str, bells: Bells, ending: threading.Event) -> None:
-    """A push or commit to a repository on this machine does not wait for the poll."""
-    paths = local_paths(repo)
-    if paths:
-        watch_paths(paths, bells.follow, ending)
-
-
-def _reap_orphans(ending: threading.Event, interval: float = 30.0) -> None:
+def _reap_orphans(ending: threading.Event, interval: float = 5.0) -> None:
     """As process 1: take the exit status of what others left behind. Our own programs are waited for by who ran them.
 
     Whoever is a zombie at two looks in a row is nobody's.
     """
     before: set[int] = set()
     while not ending.wait(interval):
-        zombies = {
-            int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_zombie(entry)
-        }
+        zombies = _zombies() if _has_zombies() else set()
         for pid in zombies & before:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
         before = zombies
+
+
+def _has_zombies() -> bool:
+    """Whether a child has ended that nobody has waited for yet; it may still be waited for."""
+    try:
+        return os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
+
+
+def _zombies() -> set[int]:
+    return {
+        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _is_zombie(entry)
+    }
 
 
 def _is_zombie(process: Path) -> bool:
@@ -160,26 +169,58 @@ def _is_zombie(process: Path) -> bool:
     return state == "Z" and parent == str(os.getpid())
 
 
-class Signals:
-    """SIGTERM and SIGINT end the agent in order, a second one at once; SIGHUP means "look now"; children of process 1 are reaped."""
+Request = Literal["end", "look", "debug"]
+"""What is asked of a running agent: to end in order; to look at its configuration, at git and at etcd now; to log everything, or no more."""
 
-    def __init__(self, ending: threading.Event, bells: Bells) -> None:
-        self._ending, self._bells = ending, bells
-        self.woken = threading.Event()
 
-    def install(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
-        signal.signal(signal.SIGHUP, lambda *_: self._bells.ring_all())
-        if os.getpid() == 1:
-            threading.Thread(target=_reap_orphans, args=(self._ending,), name="reap", daemon=True).start()
+class Asked:
+    """What is asked, in its order, by signals and by a change of the configuration: SIGTERM and SIGINT end the agent in order,
+    a second one at once; SIGHUP means "look now"; SIGUSR1 begins and ends logging at `debug`.
+    """
 
-    def _end(self, number: int, _: object) -> None:
-        if self._ending.is_set():
+    def __init__(self) -> None:
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._ends = False
+
+    def signals(self) -> Signals:
+        """To be in force from the start: process 1 does not even hear a signal that it has no handler for."""
+        return Signals(
+            {
+                signal.SIGTERM: partial(self._end, signal.SIGTERM),
+                signal.SIGINT: partial(self._end, signal.SIGINT),
+                signal.SIGHUP: self.look,
+                signal.SIGUSR1: self._debug,
+            }
+        )
+
+    def look(self) -> None:
+        self._requests.put("look")
+
+    def next(self) -> Request:
+        """Wait for it."""
+        return self._requests.get()
+
+    def _debug(self) -> None:
+        self._requests.put("debug")
+
+    def _end(self, number: int) -> None:
+        if self._ends:
             os._exit(128 + number)
-        self._ending.set()
-        self._bells.ring_all()
-        self.woken.set()
+        self._ends = True
+        self._requests.put("end")
+
+
+class Configuration(Protocol):
+    """The options as they are now; `files` are the directories in which a change of theirs shows."""
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    def look(self) -> None:
+        """Take up what has changed. Never raises: what cannot be used is said, and what was in force stays."""
+
+    def toggle_debug(self) -> None:
+        """Log everything from now on, or no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,34 +239,55 @@ class Parts:
     bells: Bells
     ending: threading.Event
     interval: Callable[[], float]
-    grace: float
-    serve: Callable[[], Callable[[], None]] | None = None
+    grace: Callable[[], float]
+    configuration: Configuration
 
 
-def run(parts: Parts) -> int:
+def run(parts: Parts, asked: Asked) -> int:
     """Run the agent until SIGTERM. The exit status: 0 after an orderly end, 1 where a step did not end within the grace."""
-    signals = Signals(parts.ending, parts.bells)
-    signals.install()
-    stop_serving = parts.serve() if parts.serve else None
     loops = Loops(parts.publisher, parts.ending)
     follow = Follow(parts.follower, parts.publisher, parts.interval, parts.bells)
-    watch_repository(parts.source_repo, parts.bells, parts.ending)
+    _watch_files(parts, asked)
+    if os.getpid() == 1:
+        threading.Thread(target=_reap_orphans, args=(parts.ending,), name="reap", daemon=True).start()
     loops.start("git", follow.once, parts.bells.follow)
     loops.start("worker", parts.worker.work, parts.bells.work)
     if parts.conductor is not None:
         loops.start("leader", parts.conductor.conduct, parts.bells.lead)
     parts.watching.start(candidate=parts.conductor is not None)
-    while not signals.woken.wait(3600):
-        pass
-    log.info("ends: the step in flight is finished, for at most %g s", parts.grace)
+    while (request := asked.next()) != "end":
+        match request:
+            case "look":
+                parts.configuration.look()
+                parts.bells.ring_all()
+            case "debug":
+                parts.configuration.toggle_debug()
+            case _:
+                assert_never(request)
+    return _end(parts, loops)
+
+
+def _watch_files(parts: Parts, asked: Asked) -> None:
+    """A push or commit to a repository on this machine does not wait for the poll, nor does a change of the configuration."""
+    repository = local_paths(parts.source_repo)
+    if repository:
+        watch_paths(repository, parts.bells.follow.ring, parts.ending)
+    if parts.configuration.files:
+        watch_paths(parts.configuration.files, asked.look, parts.ending, recursive=False)
+
+
+def _end(parts: Parts, loops: Loops) -> int:
+    """Finish what runs, for at most the grace; then give up the lead, this server's lease and what else is held."""
+    grace = parts.grace()
+    log.info("ends: the step in flight is finished, for at most %g s", grace)
+    parts.ending.set()
+    parts.bells.ring_all()
     if parts.leading is not None:
         parts.leading.resign()
-    ended = loops.join(parts.grace)
+    ended = loops.join(grace)
     parts.watching.close()
     parts.writing.close()
     parts.notifier.close()
-    if stop_serving is not None:
-        stop_serving()
     if not ended:
         log.error(
             "a step did not end within the grace: its record says that it is running, and the next start looks at the host"
@@ -234,35 +296,41 @@ def run(parts: Parts) -> int:
 
 
 class Watching:
-    """etcd's watches, which only ring: each loop reads for itself.
+    """etcd's watches, which only ring: each loop reads for itself. All are on one stream.
 
     Every agent watches its server's keys and the leader's line; only the one that leads watches the fleet, so that
     what a barrier costs does not grow with the square of the fleet.
     """
 
     def __init__(self, client: Client, keys: Keys, lrn: int, bells: Bells, ending: threading.Event) -> None:
-        self._client, self._keys, self._lrn = client, keys, lrn
-        self._bells, self._ending = bells, ending
-        self._watches: list[Watch] = []
-        self._fleet: Watch | None = None
+        self._client, self._bells, self._ending = client, bells, ending
+        self._of_worker, self._line, self._fleet = (
+            _of_server(keys, lrn),
+            (under(keys.election),),
+            _of_fleet(keys),
+        )
+        self._of_leader: tuple[KeyRange, ...] = ()
+        self._mutex = threading.Lock()
+        self._watch: Watch | None = None
 
     def start(self, candidate: bool) -> None:
         """Begin in the background: an etcd that is away must not hold up the start."""
-        threading.Thread(target=self._start, args=(candidate,), name="etcd-watches", daemon=True).start()
+        self._of_leader = self._line if candidate else ()
+        threading.Thread(target=self._start, name="etcd-watches", daemon=True).start()
 
     def lead(self, leads: bool) -> None:
         """Watch the fleet from now on, or no more."""
-        fleet, self._fleet = self._fleet, None
-        if fleet is not None:
-            fleet.close()
-        if leads:
-            self._fleet = self._watch(_of_fleet(self._keys), self._revision(), self._bells.lead)
+        with self._mutex:
+            self._of_leader = (*self._line, *self._fleet) if leads else self._line
+            if self._watch is not None:
+                self._begin(self._revision())
 
     def close(self) -> None:
-        for watch in [*self._watches, *([self._fleet] if self._fleet else [])]:
-            watch.close()
+        with self._mutex:
+            if self._watch is not None:
+                self._watch.close()
 
-    def _start(self, candidate: bool) -> None:
+    def _start(self) -> None:
         pause = _FIRST_PAUSE
         while not self._ending.is_set():
             try:
@@ -271,29 +339,41 @@ class Watching:
                 self._ending.wait(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 continue
-            self._watches.append(self._watch(_of_server(self._keys, self._lrn), revision, self._bells.work))
-            if candidate:
-                line = (under(self._keys.election),)
-                self._watches.append(self._watch(line, revision, self._bells.lead))
-            self._bells.work.ring()
-            self._bells.lead.ring()
+            with self._mutex:
+                self._begin(revision)
+            self._ring()
             return
 
+    def _begin(self, revision: int) -> None:
+        """Watch what concerns this agent now, from an etcd revision on, in place of what was watched."""
+        if self._watch is not None:
+            self._watch.close()
+        ranges = (*self._of_worker, *self._of_leader)
+        self._watch = Watch(self._client, ranges, revision + 1, self._heard, self._compacted, self._troubled)
+
     def _revision(self) -> int:
-        return self._client.read((one(self._keys.rollout),)).revision
+        return self._client.read(self._of_worker[:1]).revision
 
-    def _watch(self, ranges: Sequence[KeyRange], revision: int, bell: Wake) -> Watch:
-        def on_events(events: tuple[Event, ...], at: int) -> None:
-            bell.ring()
+    def _heard(self, events: tuple[Event, ...], revision: int) -> None:
+        if _concerns(self._of_worker, events):
+            self._bells.work.ring()
+        if _concerns(self._of_leader, events):
+            self._bells.lead.ring()
 
-        def on_compacted() -> int:
-            bell.ring()
-            return self._revision()
+    def _compacted(self) -> int:
+        self._ring()
+        return self._revision()
 
-        def on_trouble(error: ReconcilerError) -> None:
-            log.debug("a watch is tried again, passes find what it would have told: %s", error)
+    def _troubled(self, error: ReconcilerError) -> None:
+        log.debug("a watch is tried again, passes find what it would have told: %s", error)
 
-        return Watch(self._client, ranges, revision + 1, on_events, on_compacted, on_trouble)
+    def _ring(self) -> None:
+        self._bells.work.ring()
+        self._bells.lead.ring()
+
+
+def _concerns(ranges: tuple[KeyRange, ...], events: tuple[Event, ...]) -> bool:
+    return any(keys.covers(event.item.key) for event in events for keys in ranges)
 
 
 def _of_server(keys: Keys, lrn: int) -> tuple[KeyRange, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,11 +14,11 @@ from reconciler.core.published import Durations, Heartbeat, Published
 
 
 class Publisher:
-    """The newest `Published`, replaced whole by each update."""
+    """The newest `Published`, replaced whole by each update. `etcd_requests` is asked after every pass, of failed ones too."""
 
-    def __init__(self, first: Published) -> None:
+    def __init__(self, first: Published, etcd_requests: Callable[[], Mapping[str, int]] = dict) -> None:
         self._mutex = threading.Lock()
-        self._now = first
+        self._now, self._etcd_requests = first, etcd_requests
 
     def __call__(self) -> Published:
         return self._now
@@ -49,7 +49,7 @@ class Publisher:
             with self._mutex:
                 passes = dict(self._now.passes)
                 passes[loop] = passes.get(loop, Durations()).add(seconds)
-                self._now = replace(self._now, passes=passes)
+                self._now = replace(self._now, passes=passes, etcd_requests=self._etcd_requests())
 
     def step(self, effect: Effect, outcome: str, seconds: float) -> None:
         """Counts one step by its effect and outcome."""

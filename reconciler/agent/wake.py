@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -25,8 +26,14 @@ class Wake:
         return rung
 
 
-def watch_paths(paths: list[Path], wake: Wake, stop: threading.Event) -> threading.Thread:
-    """Ring `wake` whenever something below one of `paths` (directories) changes, until `stop` is set."""
+_STEP = 200
+"""Milliseconds between two looks of watchfiles at what inotify has told it: each is a little work, and there are many in an idle year."""
+
+
+def watch_paths(
+    paths: Sequence[Path], ring: Callable[[], None], stop: threading.Event, *, recursive: bool = True
+) -> threading.Thread:
+    """Call `ring` whenever something in (or, if `recursive`, below) one of `paths`, directories, changes, until `stop` is set."""
 
     def watch() -> None:
         # Imported here: only an agent that follows something local needs it.
@@ -34,9 +41,15 @@ def watch_paths(paths: list[Path], wake: Wake, stop: threading.Event) -> threadi
 
         try:
             for _ in changes(
-                *paths, watch_filter=None, stop_event=stop, debounce=50, step=10, raise_interrupt=False
+                *paths,
+                watch_filter=None,
+                stop_event=stop,
+                debounce=2 * _STEP,
+                step=_STEP,
+                raise_interrupt=False,
+                recursive=recursive,
             ):
-                wake.ring()
+                ring()
         except (OSError, RuntimeError) as error:
             log.warning(
                 "cannot watch %s (%s): changes are found at the next poll", ", ".join(map(str, paths)), error

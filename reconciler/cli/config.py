@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from reconciler.cli import compose
-from reconciler.cli.options import EMBEDDED, TABLE, hide_password, nearest
+from reconciler.cli.options import EMBEDDED, TABLE, hide_password, nearest, shown
 from reconciler.cli.program import Call, Noun
 from reconciler.errors import ReconcilerError, UsageError
 
@@ -111,37 +111,16 @@ def explain(call: Call) -> int:
             options = options.with_settings(compose.settings(options))
         except ReconcilerError as error:
             click.echo(f"etcd's settings are not shown: {error}", err=True)
-    rows = []
-    for name, row in TABLE.items():
-        value = getattr(options, row.attribute)
-        given = value is not None and options.origin(name) != "default"
-        if name == "notify-webhook" and given:
-            value = _only_host(str(value))
-        rows.append((name, _shown(value) if given else row.default or "(none)", options.origin(name)))
+    rows = [(name, shown(name, options), options.origin(name)) for name in TABLE]
     if options.output == "json":
         compose.print_json(
             [{"option": name, "value": value, "origin": origin} for name, value, origin in rows]
         )
         return 0
     names, values = max(len(row[0]) for row in rows), max(min(len(row[1]), 48) for row in rows)
-    for name, shown, origin in rows:
-        click.echo(f"{name:<{names}}  {shown:<{values}}  {origin}")
+    for name, value, origin in rows:
+        click.echo(f"{name:<{names}}  {value:<{values}}  {origin}")
     return 0
-
-
-def _only_host(address: str) -> str:
-    """A webhook's path is its secret."""
-    from urllib.parse import urlsplit
-
-    return f"{urlsplit(address).scheme}://{urlsplit(address).hostname}/…"
-
-
-def _shown(value: object) -> str:
-    from reconciler.core.duration import format_duration
-
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return format_duration(value) if isinstance(value, float) else hide_password(str(value))
 
 
 def _stored(call: Call) -> dict[str, str]:

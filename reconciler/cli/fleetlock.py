@@ -29,6 +29,7 @@ from reconciler.errors import UsageError
 @click.pass_obj
 def fleetlock(call: Call, lock_groups: str, client_ca: Path | None) -> int:
     """Serve FleetLock at --listen: hosts that speak it take and give back slots of the same lock."""
+    from reconciler.agent.signals import Signals
     from reconciler.cli.agent import set_up_log
     from reconciler.web.fleetlock import FleetLockOptions, serve_fleetlock
     from reconciler.web.listener import Listen
@@ -38,11 +39,10 @@ def fleetlock(call: Call, lock_groups: str, client_ca: Path | None) -> int:
         raise UsageError("cannot serve FleetLock: say where, with --listen HOST:PORT")
     set_up_log(options)
     ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
     groups = tuple(group for group in lock_groups.split(",") if group)
     listen = Listen(options.listen, options.tls_cert, options.tls_key, client_ca)
-    with compose.store_to_write(options) as store:
+    ends = Signals({signal.SIGTERM: ending.set, signal.SIGINT: ending.set})
+    with ends, compose.store_to_write(options) as store:
         server = serve_fleetlock(FleetLockOptions(listen, groups), store.client, store.keys)
         click.echo(f"FleetLock at {options.listen}, port {server.port}, for {', '.join(groups)}", err=True)
         ending.wait()

@@ -11,28 +11,21 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import FrameType
 
 import click
 
-from reconciler.agent.etcd_seen import EtcdSeen
-from reconciler.agent.follow import Follower
 from reconciler.agent.leader import Conductor
-from reconciler.agent.leading import Leading
-from reconciler.agent.notify import Addresses, Notifier
 from reconciler.agent.publisher import Publisher
+from reconciler.agent.signals import Signals
 from reconciler.agent.worker import Worker
-from reconciler.agent.writing import Identity, Writing, with_its_slot
-from reconciler.cli import compose
 from reconciler.cli.compose import Store
 from reconciler.cli.options import Options
-from reconciler.cli.parts import host, server_parts
+from reconciler.cli.parts import host
+from reconciler.cli.this_server import this_server
 from reconciler.core.published import Published
-from reconciler.core.state import Desired, Server, Settings
-from reconciler.host import reboot
+from reconciler.core.state import Desired, Settings
 from reconciler.host.alone import hold
 from reconciler.host.driver import Progress, silent
-from reconciler.store.view import read_server
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,64 +45,27 @@ def one_server(options: Options, store: Store, desired: Desired, settings: Setti
     _log_plainly()
     lock = hold(host(options))
     where = host(options, lock)
-    machine_id, boot_id = reboot.machine_id(where), reboot.boot_id(where)
-    group = desired.group_of(options.lrn)
-    parts = server_parts(options, where, lambda: group, _progress(), ending)
-    parts.configure(settings)
-    follower = Follower(
-        compose.source(options), compose.trust(options), parts.hands.policy, options.state_dir, options.lrn
-    )
-    follower.take(desired)
-    identity = Identity(options.lrn, where.hostname, machine_id, holds_host_lock=True)
-    writing = Writing(store.client, store.keys, identity, parts.hands.wall, bell.set)
-
-    seen = EtcdSeen(options.state_dir, lambda: store.client.cluster_id)
-
-    def look(lock_group: str) -> Server:
-        return read_server(
-            store.client,
-            store.keys,
-            options.lrn,
-            machine_id,
-            boot_id,
-            lock_group,
-            reboot_required=reboot.reboot_required(where, parts.hands.reboot_required_file),
-        )
-
-    def read() -> Server:
-        return seen.through(lambda: with_its_slot(look, group.reboot.lock_group))
-
+    server = this_server(lambda: options, where, store.client, bell.set, ending, _progress())
+    server.settings.take(settings)
+    server.follower.take(desired)
     publisher = Publisher(Published(options.lrn))
-    notifier = Notifier(lambda: Addresses(settings.slack, options.notify_webhook, settings.proxy))
-    worker = Worker(parts.hands, writing, follower, read, publisher, may_reboot=False, at_rest=seen.note)
-    leading = Leading(
-        store.client, store.keys, where.hostname or str(options.lrn), options.lease_ttl, bell.set
-    )
-    conductor = Conductor(leading, follower, parts.resolvers, publisher, notifier, options.alarm_after)
-    with _ended_by_signals(ending, bell):
+    worker = server.worker(publisher, may_reboot=False)
+    leading = server.leading(bell.set)
+    conductor = server.conductor(leading, publisher)
+
+    def end() -> None:
+        """The step in flight comes to its end: a dpkg is never cut off."""
+        ending.set()
+        bell.set()
+
+    with Signals({signal.SIGTERM: end, signal.SIGINT: end}):
         try:
             yield OneServer(worker, conductor, ending, bell)
         finally:
             leading.resign()
-            writing.close()
-            notifier.close()
+            server.writing.close()
+            server.notifier.close()
             os.close(lock)
-
-
-@contextlib.contextmanager
-def _ended_by_signals(ending: threading.Event, bell: threading.Event) -> Iterator[None]:
-    """SIGTERM and Ctrl-C let the step in flight come to its end: a dpkg is never cut off."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        ending.set()
-        bell.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _log_plainly() -> None:

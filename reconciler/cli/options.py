@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from reconciler.errors import Refused, UsageError
 
@@ -33,13 +34,16 @@ def option(
     read: Callable[[str], Any] = str,
     metavar: str = "TEXT",
     shown: str | None = None,
+    live: bool = False,
 ) -> Any:
     """A field of `Options`: `read` makes its value from text and raises ValueError with what would be right.
 
-    `shown` is how help and `config explain` show the default where that is not simply its text.
+    `shown` is how help and `config explain` show the default where that is not simply its text. `live`: a running
+    agent takes up a new value of it; what names a source, a trust, a server or its keys wants a restart.
     """
     return field(
-        default=default, metadata={"meaning": meaning, "read": read, "metavar": metavar, "shown": shown}
+        default=default,
+        metadata={"meaning": meaning, "read": read, "metavar": metavar, "shown": shown, "live": live},
     )
 
 
@@ -141,11 +145,13 @@ class Options:
         None, "the highest version among these tags, as in 'release-*'", metavar="GLOB"
     )
     path: str = option("desired-state", "directory in the repository", metavar="DIR")
-    git_ssh_key: Path | None = option(None, "private key for git over SSH", as_path, "FILE")
-    git_known_hosts: Path | None = option(None, "the git hosts' SSH keys", as_path, "FILE")
-    git_username: str | None = option(None, "user for git over HTTPS", metavar="NAME")
-    git_password_file: Path | None = option(None, "password or token for git over HTTPS", as_path, "FILE")
-    git_ca: Path | None = option(None, "certificate authority of the git host", as_path, "FILE")
+    git_ssh_key: Path | None = option(None, "private key for git over SSH", as_path, "FILE", live=True)
+    git_known_hosts: Path | None = option(None, "the git hosts' SSH keys", as_path, "FILE", live=True)
+    git_username: str | None = option(None, "user for git over HTTPS", metavar="NAME", live=True)
+    git_password_file: Path | None = option(
+        None, "password or token for git over HTTPS", as_path, "FILE", live=True
+    )
+    git_ca: Path | None = option(None, "certificate authority of the git host", as_path, "FILE", live=True)
     verify: str = option(
         "none", "signatures that a revision needs", one_of("none", "ssh", "gpg"), "none|ssh|gpg"
     )
@@ -153,9 +159,12 @@ class Options:
     keyring: Path | None = option(None, "who may sign, with --verify gpg", as_path, "FILE")
     revoked_keys: Path | None = option(None, "keys that are good no more, with --verify ssh", as_path, "FILE")
     allow_rewind: str | None = option(
-        None, "accept this one commit although it is no descendant of the newest accepted", metavar="COMMIT"
+        None,
+        "accept this one commit although it is no descendant of the newest accepted",
+        metavar="COMMIT",
+        live=True,
     )
-    interval: float = option(60.0, "how often git is polled", as_interval, "TIME", "1m")
+    interval: float = option(60.0, "how often git is polled", as_interval, "TIME", "1m", live=True)
     etcd: str = option(
         EMBEDDED,
         "endpoints, comma separated http(s)://host:port, or a private etcd",
@@ -196,17 +205,20 @@ class Options:
     flatcar_url: str | None = option(
         None, "Flatcar's release server or a mirror", as_url, "URL", "the public one"
     )
-    drift_interval: float = option(600.0, "between two drift checks", as_interval, "TIME", "10m")
-    grace: float = option(300.0, "how long SIGTERM waits for the step in flight", as_duration, "TIME", "5m")
+    drift_interval: float = option(600.0, "between two drift checks", as_interval, "TIME", "10m", live=True)
+    grace: float = option(
+        300.0, "how long SIGTERM waits for the step in flight", as_duration, "TIME", "5m", live=True
+    )
     alarm_after: float = option(
         600.0,
         "when a holder that stays away, or a git that does not answer, is an alarm",
         as_interval,
         "TIME",
         "10m",
+        live=True,
     )
     lease_ttl: float = option(10.0, "the leader's lease", as_interval, "TIME", "10s")
-    notify_webhook: str | None = option(None, "a JSON webhook for notifications", as_url, "URL")
+    notify_webhook: str | None = option(None, "a JSON webhook for notifications", as_url, "URL", live=True)
     allow_demo_etcd: bool = option(
         False,
         "let `agent` use the etcd of the Python wheel, which is for demonstrations",
@@ -214,12 +226,16 @@ class Options:
         shown="false",
     )
     listen: str | None = option(
-        None, "serve HTTP here", as_address, "HOST:PORT", "nowhere; 127.0.0.1:8470 for agent"
+        None, "serve HTTP here", as_address, "HOST:PORT", "nowhere; 127.0.0.1:8470 for agent", live=True
     )
-    tls_cert: Path | None = option(None, "certificate of the HTTP server", as_path, "FILE")
-    tls_key: Path | None = option(None, "key of that certificate", as_path, "FILE")
-    token_file: Path | None = option(None, "bearer token that HTTP clients must show", as_path, "FILE")
-    webhook_secret_file: Path | None = option(None, "secret of the git host's webhook", as_path, "FILE")
+    tls_cert: Path | None = option(None, "certificate of the HTTP server", as_path, "FILE", live=True)
+    tls_key: Path | None = option(None, "key of that certificate", as_path, "FILE", live=True)
+    token_file: Path | None = option(
+        None, "bearer token that HTTP clients must show", as_path, "FILE", live=True
+    )
+    webhook_secret_file: Path | None = option(
+        None, "secret of the git host's webhook", as_path, "FILE", live=True
+    )
     output: str = option("text", "form of what is printed", one_of("text", "json"), "text|json")
     log_format: str | None = option(
         None,
@@ -233,6 +249,7 @@ class Options:
         "least severe event that is logged",
         one_of("debug", "info", "warning", "error"),
         "debug|info|warning|error",
+        live=True,
     )
     origins: Mapping[str, str] = field(default_factory=dict)
 
@@ -272,6 +289,7 @@ class Option:
     metavar: str
     default: str
     read: Callable[[str], Any]
+    live: bool
 
     @property
     def attribute(self) -> str:
@@ -297,6 +315,7 @@ TABLE: Final[Mapping[str, Option]] = {
         entry.metadata["metavar"],
         entry.metadata["shown"] or _default_text(entry.default),
         entry.metadata["read"],
+        entry.metadata["live"],
     )
     for entry in fields(Options)
     if entry.metadata
@@ -313,8 +332,8 @@ def resolve(
     Raises `UsageError` for what nothing knows and for values that are not right, all of them at once.
     """
     variables, problems = _from_environment(environment)
-    config = given.get("config") or variables.get("config")
-    from_file = _from_file(as_path(config) if config else CONFIGURATION, wanted=config is not None)
+    named = given.get("config") or variables.get("config")
+    from_file = _from_file(configuration_file(given, environment), wanted=named is not None)
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for name, row in TABLE.items():
@@ -335,6 +354,12 @@ def resolve(
         raise UsageError("\n".join(problems))
     _places(values, origins, environment, os.geteuid() != 0 if ordinary_user is None else ordinary_user)
     return Options(**values, origins=origins)
+
+
+def configuration_file(given: Mapping[str, str], environment: Mapping[str, str]) -> Path:
+    """Where the configuration file is, if there is one."""
+    named = given.get("config") or environment.get(f"{ENVIRONMENT}CONFIG")
+    return as_path(named) if named else CONFIGURATION
 
 
 def must_be_given(options: Options) -> None:
@@ -359,6 +384,22 @@ def nearest(word: str, known: list[str]) -> str:
     """A question that suggests the nearest known word; empty where none is near."""
     found = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {found[0]}?" if found else ""
+
+
+def shown(name: str, options: Options) -> str:
+    """The value of option `name` as it may be shown: no password, and of a webhook's address, whose path is its secret, the host."""
+    from reconciler.core.duration import format_duration
+
+    row = TABLE[name]
+    value = getattr(options, row.attribute)
+    if value is None or options.origin(name) == "default":
+        return row.default or "(none)"
+    if name == "notify-webhook":
+        address = urlsplit(str(value))
+        return f"{address.scheme}://{address.hostname}/…"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return format_duration(value) if isinstance(value, float) else hide_password(str(value))
 
 
 def hide_password(text: str) -> str:

@@ -73,8 +73,9 @@ def server_parts(
     group: Callable[[], ServerGroup] = lambda: DEFAULT_GROUP,
     progress: Progress = silent,
     ending: threading.Event | None = None,
+    alarm_after: Callable[[], float] | None = None,
 ) -> ServerParts:
-    """The parts of the server at `where`; `group` says which group it is in now."""
+    """The parts of the server at `where`; `group` says which group it is in now, `alarm_after` that option's value."""
     ledger = Ledger.open(where)
     packages = Packages(where, ledger, github_api=options.github_api)
     containers = Containers(where, ledger, runtime=_runtime(options))
@@ -94,7 +95,7 @@ def server_parts(
         policy(options, where),
         options.reboot_command,
         str(options.reboot_required_file),
-        options.alarm_after,
+        alarm_after or (lambda: options.alarm_after),
         progress,
         ending or threading.Event(),
         time.time,

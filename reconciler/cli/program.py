@@ -21,6 +21,8 @@ from reconciler.cli.options import TABLE, Options, resolve
 from reconciler.errors import ReconcilerError, UsageError
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
     _NumberType = click.ParamType[int]
 else:
     _NumberType = click.ParamType  # generic only since click 8.2
@@ -112,6 +114,19 @@ def _common_option(
     )
 
 
+def _completed(parameters: Sequence[click.Parameter], incomplete: str) -> list[CompletionItem]:
+    """The options of every verb that begin with `incomplete`: click itself passes over what the help does not show."""
+    from click.shell_completion import CompletionItem
+
+    hidden = [option for option in parameters if isinstance(option, click.Option) and option.hidden]
+    return [
+        CompletionItem(name, help=option.help)
+        for option in hidden
+        for name in option.opts
+        if name.startswith(incomplete)
+    ]
+
+
 class Number(_NumberType):
     """A whole number from `least`, refused in the words that every other option has."""
 
@@ -137,13 +152,19 @@ class Number(_NumberType):
 
 
 class Verb(click.Command):
-    """A verb: its own options, and those of every verb."""
+    """A verb: its own options, and those of every verb, which its help leaves out and a shell completes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params = [*self.params, *_common_options(hidden=True)]
         if not self.epilog:
             self.epilog = "Every verb takes the options that `reconcile --help` lists, too."
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            found += _completed(self.params, incomplete)
+        return found
 
 
 class Noun(click.Group):

@@ -20,10 +20,14 @@ from typing import Any, Literal, TextIO
 
 FIELDS = ("revision", "rollout", "server", "step")
 """What an event may be about: these are shown where `extra` gives them."""
+ANEW = {"anew": True}
+"""For `extra`: what was wrong has been right meanwhile, so this failure is shown though it was shown not long ago."""
 
 HIDDEN = "***"
-QUIET = 600.0
-"""Seconds for which a failure that was logged is only counted when it comes again."""
+QUIET = 60.0
+"""Seconds for which a failure that was logged is only counted when it comes again; twice as long after each time that it is shown."""
+LONGEST_QUIET = 3600.0
+"""Seconds after which it is shown in any case; who stays away for so long is shown at once, as something new."""
 
 _REMEMBERED = 1000
 _SHORTEST_SECRET = 4
@@ -113,12 +117,16 @@ class _Mask:
 
 @dataclass(slots=True)
 class _Seen:
+    """A failure that was shown: when, for how long it is only counted, when it came last, and how often since it was shown."""
+
     shown_at: float
+    quiet: float
+    last: float
     count: int = 0
 
 
 class _Repeated(logging.Filter):
-    """Lets a failure through once, and then once every `quiet` seconds with how often it came meanwhile."""
+    """Lets a failure through once, and then at growing intervals (`quiet` seconds at first) with how often it came meanwhile."""
 
     def __init__(self, quiet: float, clock: Clock) -> None:
         super().__init__()
@@ -139,11 +147,20 @@ class _Repeated(logging.Filter):
         now = self._clock()
         with self._mutex:
             seen = self._seen.get(key)
-            if seen is not None and now - seen.shown_at < self._quiet:
-                seen.count += 1
+            if (
+                seen is None
+                or getattr(record, "anew", False)
+                or now - seen.last >= max(LONGEST_QUIET, self._quiet)
+            ):
+                seen = _Seen(now, self._quiet, now)
+            elif now - seen.shown_at < seen.quiet:
+                seen.last, seen.count = now, seen.count + 1
                 return False
-            record.repeated = seen.count if seen else 0
-            self._seen[key] = _Seen(now)
+            else:
+                record.repeated = seen.count
+                longer = max(self._quiet, min(2 * seen.quiet, LONGEST_QUIET))
+                seen = _Seen(now, longer, now)
+            self._seen[key] = seen
             self._seen.move_to_end(key)
             while len(self._seen) > _REMEMBERED:
                 self._seen.popitem(last=False)

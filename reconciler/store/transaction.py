@@ -36,6 +36,10 @@ class KeyRange:
     order: Literal["key", "oldest", "newest"] = "key"
     created_before: int = 0
 
+    def covers(self, key: str) -> bool:
+        """Whether `key` is in it."""
+        return key == self.key if self.end is None else self.key <= key < self.end
+
 
 def one(key: str) -> KeyRange:
     """The key itself."""

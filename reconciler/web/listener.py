@@ -28,7 +28,7 @@ from reconciler.web.connection import Config, Connection, Limits
 log = logging.getLogger(__name__)
 
 _ADDRESS = re.compile(r"(?:\[(?P<six>[^\]]*)\]|(?P<host>[^:]*)):(?P<port>[0-9]{1,5})")
-_PULSE = 0.5
+_PULSE = 1.0
 _START_TIME = 10.0
 _GOODBYE = 2
 # What a name means that this machine has no address for: it is there without IPv6, say.

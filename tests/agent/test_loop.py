@@ -77,7 +77,7 @@ def test_a_push_to_a_local_repository_rings(tmp_path: Path) -> None:
     (watched,) = local_paths(f"file://{tmp_path}/fleet.git")
     assert watched == tmp_path / "fleet.git" / "refs"
     assert local_paths("https://git.example/fleet.git") == []
-    thread = watch_paths([watched], wake, stop)
+    thread = watch_paths([watched], wake.ring, stop)
     try:
         wait_for(lambda: (refs / "main").write_text(str(time.time())) and wake.wait(0.3))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,12 @@ def test_the_file_may_be_named_by_the_environment(tmp_path: Path) -> None:
     options = resolve({}, {"RECONCILER_CONFIG": file})
     assert options.grace == 90.0
     assert options.endpoints == ("http://127.0.0.1:2379", "http://[::1]:2379")
+
+
+def test_the_documentation_says_what_a_running_agent_takes_up() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "install.md").read_text()
+    (sentence,) = re.findall(r"takes up without a restart: (.*?)\.", page, re.DOTALL)
+    assert re.findall(r"`([a-z-]+)`", sentence) == [name for name, row in TABLE.items() if row.live]
 
 
 def test_the_fleets_settings_come_after_the_file_and_before_the_default() -> None:

@@ -165,6 +165,8 @@ class Servers:
     machines: dict[int, Machine] = field(default_factory=dict)
     built: set[tuple[str, str]] = field(default_factory=set)
     reboot_required: str = "/var/run/reboot-required"
+    wrapper: tuple[str, ...] = ()
+    """A command that the agents are started by."""
 
     def __post_init__(self) -> None:
         _git(self.directory, "init", "--quiet", "--bare", "--initial-branch=main", str(self.repository))
@@ -283,7 +285,7 @@ class Servers:
         with (where / "log").open("ab") as log:
             machine.process = subprocess.Popen(
                 # However the tests end, no agent outlives them.
-                ["setpriv", "--pdeathsig", "KILL", *argv, *machine.arguments],
+                ["setpriv", "--pdeathsig", "KILL", *self.wrapper, *argv, *machine.arguments],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", **machine.environment},
                 stdin=subprocess.DEVNULL,

@@ -374,7 +374,7 @@ class Agent:
             Ledger.open(place.host),
             EVERYTHING,
             reboot_command=f"touch {place.asked_to_boot}",
-            alarm_after=1.0,
+            alarm_after=lambda: 1.0,
             ending=PowerCord(place, fate),
             wall=lambda: place.wall,
         )
@@ -402,7 +402,7 @@ class Agent:
         self.leading = Leading(self.client, keys, f"boot-{place.lrn}", 30.0, lambda: None)
         self.notifier = Notifier(lambda: Addresses())
         self.conductor = Conductor(
-            self.leading, self.follower, drivers, publisher, self.notifier, alarm_after=600.0
+            self.leading, self.follower, drivers, publisher, self.notifier, alarm_after=lambda: 600.0
         )
 
     def step(self) -> None:

@@ -81,6 +81,28 @@ def test_a_failure_that_comes_again_is_counted_and_not_repeated(written: Written
     ]
 
 
+def test_it_is_shown_at_growing_intervals_with_its_count(written: Written) -> None:
+    written.set_up()
+    shown = []
+    for second in range(2 * 3600):
+        written.now, lines = float(second), len(written.lines())
+        log.warning("cannot reach git")
+        if len(written.lines()) > lines:
+            shown.append(second)
+    assert shown == [0, 60, 180, 420, 900, 1860, 3780]
+    assert [event.get("repeated") for event in written.objects()] == [None, 59, 119, 239, 479, 959, 1919]
+
+
+def test_a_failure_is_new_once_it_stayed_away_for_long_or_was_put_right(written: Written) -> None:
+    written.set_up()
+    log.error("the disk is full")
+    written.now = 30.0
+    log.error("the disk is full", extra=telemetry.ANEW)
+    written.now += telemetry.LONGEST_QUIET
+    log.error("the disk is full")
+    assert [event.get("repeated") for event in written.objects()] == [None, None, None]
+
+
 def test_what_is_no_failure_is_never_kept_back(written: Written) -> None:
     written.set_up()
     for _ in range(3):

@@ -20,10 +20,11 @@ def has_booted(record: StepRecord | None, rollout: str, server: Server) -> bool:
 def reboot(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
     """Ask for the reboot, which ends this process; that it is still here after `alarm_after` seconds is the failure."""
     host.reboot(hands.host, hands.reboot_command)
-    if hands.ending.wait(hands.alarm_after):
+    alarm_after = hands.alarm_after()
+    if hands.ending.wait(alarm_after):
         raise HeldBack("the server is going down")
     raise HostError(
-        f"server {server.lrn} has not rebooted: `{hands.reboot_command}` was run {format_duration(hands.alarm_after)} ago "
+        f"server {server.lrn} has not rebooted: `{hands.reboot_command}` was run {format_duration(alarm_after)} ago "
         "and the boot id is unchanged; its slot stays held. Reboot it by hand, or find out what holds it up"
     )
 
