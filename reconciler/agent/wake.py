@@ -26,7 +26,7 @@ class Wake:
         return rung
 
 
-_STEP = 200
+_STEP = 100
 """Milliseconds between two looks of watchfiles at what inotify has told it: each is a little work, and there are many in an idle year."""
 
 
