@@ -60,6 +60,14 @@ class Users:
     def flags(self, user: str) -> list[str]:
         return ["--etcd-user", user, "--etcd-password-file", str(self.password_file(user))]
 
+    def copied(self, directory: Path, *users: str) -> Users:
+        """The same users, with password files that a test may change."""
+        found = Users(directory)
+        found.snapshot.symlink_to(self.snapshot)
+        for user in users:
+            found.password_file(user).write_text(self.password(user))
+        return found
+
     def invent(self, user: str) -> str:
         """A new password for `user`, in its file."""
         file = self.password_file(user)

@@ -186,6 +186,18 @@ class Servers:
         """`reconcile` as a person runs it, with that user's rights in etcd."""
         return Command(self.directory, of(self.etcd, user))
 
+    def command_on(self, machine: Machine, user: str = "") -> Command:
+        """`reconcile` on this server, as its agent runs it: with the agent's rights unless another user is named."""
+        variables = {
+            "lrn": str(machine.lrn),
+            "repo": f"file://{self.repository}",
+            "host_root": str(machine.root),
+            "host_exec": "direct",
+            "github_api": self.releases.url,
+            "reboot_required_file": self.reboot_required,
+        }
+        return Command(machine.directory, {**of(self.etcd, user or agent(machine.lrn)), **variables})
+
     # --- git --------------------------------------------------------------------------------------------------------
 
     def push(

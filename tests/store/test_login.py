@@ -110,7 +110,7 @@ def test_an_etcd_that_was_restarted(etcd_users: Users) -> None:
 
 def test_a_password_that_is_changed_in_etcd_and_then_in_the_file(etcd_users: Users, tmp_path: Path) -> None:
     """In between nothing goes, and it says why; afterwards it goes on by itself."""
-    users = copied(etcd_users, tmp_path, ROOT, agent(0))
+    users = etcd_users.copied(tmp_path, ROOT, agent(0))
     with (
         EtcdServer(users=users) as server,
         Client(users.options(server.endpoints, agent(0))) as client,
@@ -121,15 +121,6 @@ def test_a_password_that_is_changed_in_etcd_and_then_in_the_file(etcd_users: Use
             a_write(client)
         users.password_file(agent(0)).write_text("another\n")
         a_write(client)
-
-
-def copied(users: Users, directory: Path, *names: str) -> Users:
-    """The same users, with password files that a test may change."""
-    found = Users(directory)
-    found.snapshot.symlink_to(users.snapshot)
-    for name in names:
-        found.password_file(name).write_text(users.password(name))
-    return found
 
 
 def test_authentication_that_is_turned_off_and_on_while_the_client_works(etcd_users: Users) -> None:
