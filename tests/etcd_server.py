@@ -112,6 +112,13 @@ class Member:
     def resume(self) -> None:
         self.signal(signal.SIGCONT)
 
+    def end(self) -> None:
+        """SIGTERM: what it has done is on its disk, and not done again from its log at the next start. The data stays."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(10)
+            self.process = None
+
     def kill(self) -> None:
         """SIGKILL, and wait for its end. The data stays."""
         if self.process is not None:

@@ -12,10 +12,12 @@ import pytest
 
 from reconciler.errors import Unavailable
 from reconciler.store.client import Client, EtcdOptions
+from reconciler.store.keys import Keys
 from reconciler.store.transaction import Event, delete, one, put, under
 from reconciler.store.watch import Lookout, Watch
-from tests.conftest import Etcd
+from tests.conftest import Etcd, options
 from tests.etcd_server import EtcdServer, etcdctl
+from tests.etcd_users import Users, agent
 from tests.proxy import Proxy
 
 
@@ -215,3 +217,23 @@ def test_a_lookout_says_that_its_stream_broke_and_opens_another(etcd: Etcd) -> N
         assert watched_again(lookout, key), "it is watched anew"
         etcd.client.txn([], [put(key, "1")])
         told(lookout.wait(one(key), 0, 5), b"1")
+
+
+def test_it_logs_in_again_where_a_member_was_started_anew(etcd_users: Users, heard: Heard) -> None:
+    """The token was known to the old process alone, and nothing but the watch asks etcd for anything."""
+    with (
+        EtcdServer(users=etcd_users) as server,
+        Client(options(server)) as root,
+        Client(options(server, agent(0))) as client,
+    ):
+        key = Keys().phase
+        first = client.read([one(key)]).revision
+        with Watch(client, [one(key)], first + 1, heard, never):
+            root.txn([], [put(key, "before")])
+            assert heard.values(1) == ["before"]
+            server.members[0].end()
+            server.members[0].start()
+            server.wait_until_it_serves()
+            with Client(options(server)) as anew:
+                anew.txn([], [put(key, "after")])
+            assert heard.values(1, 15) == ["after"]
