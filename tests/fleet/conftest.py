@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Etcd
+from tests.etcd_server import EtcdServer
+from tests.etcd_users import Users
 from tests.fleet import fleet
 from tests.fleet.checker import prove
+from tests.fleet.cluster import Cluster, at_the_cluster
 
 
 @pytest.fixture
@@ -29,3 +32,19 @@ def servers(etcd: Etcd, tmp_path: Path) -> Iterator[fleet.Servers]:
         found.end()
         prove(etcd.client, etcd.keys, etcd.since)
         found.prove_recorded()
+
+
+@pytest.fixture(scope="module")
+def three_members(etcd_users: Users) -> Iterator[EtcdServer]:
+    """One cluster for the tests of a file, which put right what they do to it."""
+    with EtcdServer(members=3, users=etcd_users) as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(three_members: EtcdServer, tmp_path: Path) -> Iterator[Cluster]:
+    """A fleet whose agents have roads of their own to three members."""
+    if os.geteuid() != 0 or not all(shutil.which(name) for name in ("git", "dpkg", "dpkg-deb")):
+        pytest.skip("needs git, dpkg, dpkg-deb, and root")
+    with at_the_cluster(three_members, tmp_path) as found:
+        yield found

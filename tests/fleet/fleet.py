@@ -379,6 +379,14 @@ class Servers:
                 raise AssertionError(f"not within {within:g} s: {what}\n{self.report()}")
             time.sleep(0.02)
 
+    def wait_on_hosts(self, what: str, condition: Callable[[], bool], within: float = WITHIN) -> None:
+        """Wait for what shows on the hosts alone: etcd may be away."""
+        end = time.monotonic() + within
+        while not condition():
+            self.tend()
+            assert time.monotonic() < end, f"not within {within:g} s: {what}"
+            time.sleep(0.02)
+
     def wait_for_end(self, revision: str, outcome: str = "complete", within: float = WITHIN) -> Rollout:
         """Wait until the rollout of `revision` has its outcome."""
 
