@@ -45,7 +45,7 @@ class ImagesInMemory:
     def __init__(self) -> None:
         self._has = {key: artifact.version for key, artifact in revision(0).artifacts_of(0).items()}
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
         return {artifact.key: self._has[artifact.key] for artifact in artifacts if artifact.key in self._has}
 
     def target(self, artifact: Artifact, pin: Pin | None) -> str | None:

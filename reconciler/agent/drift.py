@@ -8,10 +8,13 @@ from reconciler.core.difference import drift
 from reconciler.core.state import Recorded
 
 
-def drifted(recorded: Recorded, hands: Hands) -> tuple[Change, ...]:
-    """Each difference, `before` as it was recorded and `after` as it is found. What Neco recorded says too little to compare."""
+def drifted(recorded: Recorded, hands: Hands, *, closely: bool = False) -> tuple[Change, ...]:
+    """Each difference, `before` as it was recorded and `after` as it is found. What Neco recorded says too little to compare.
+
+    `closely`: the files of packages are read as well. Not in *verify*: they were put there a moment ago.
+    """
     known = {key: entry.detail for key, entry in recorded.items() if entry.detail}
-    found = hands.look(detail.desired for detail in known.values())
+    found = hands.look((detail.desired for detail in known.values()), closely=closely)
     return drift({key: detail.found for key, detail in known.items()}, found)
 
 

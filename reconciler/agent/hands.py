@@ -47,15 +47,17 @@ class Hands:
     wall: Callable[[], float] = lambda: 0.0
     tidy: Callable[[Iterable[Key]], None] = lambda recorded: None
     """Drop what was fetched for others than these."""
+    users: Callable[[Iterable[Key]], Mapping[Key, frozenset[Key]]] = lambda keys: {}
+    """Which of these packages need which of them."""
 
-    def look(self, artifacts: Iterable[Artifact | Known]) -> dict[Key, str]:
-        """What the host has of these: one look for each kind."""
+    def look(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> dict[Key, str]:
+        """What the host has of these: one look for each kind; `closely` at their files too."""
         found: dict[Key, str] = {}
         by_kind: dict[Kind, list[Artifact | Known]] = {}
         for artifact in artifacts:
             by_kind.setdefault(artifact.key.kind, []).append(artifact)
         for kind, some in by_kind.items():
-            found |= self.drivers[kind].observe(some)
+            found |= self.drivers[kind].observe(some, closely=closely)
         return found
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from reconciler.agent.drift import described, drifted
@@ -52,6 +52,15 @@ _FENCED_PAUSE, _LONGEST_FENCED_PAUSE = 0.025, 5.0
 _LOOP = "worker"
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What one look at the host before a rollout told: what is there as desired, and which packages that go need which."""
+
+    rollout: str
+    as_desired: frozenset[Key]
+    users: Mapping[Key, frozenset[Key]]
+
+
 class Worker:
     """One server's work. `read` gives the server as etcd and the host have it now; `at_rest` is called when it begins to wait."""
 
@@ -73,7 +82,7 @@ class Worker:
         self._drift_checked: float | None = None
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
         self._publisher, self._wall = publisher, wall
-        self._found: tuple[str, frozenset[Key]] | None = None
+        self._seen: _Seen | None = None
         self._neco_seen: str | None = None
         self._fenced = 0
 
@@ -208,7 +217,7 @@ class Worker:
             return
         self._drift_checked = now
         self._hands.tidy(server.recorded)
-        found = drifted(server.recorded, self._hands)
+        found = drifted(server.recorded, self._hands, closely=True)
         if found != self._publisher().drift:
             texts = "; ".join(map(described, found))
             log.log(logging.WARNING if found else logging.INFO, "drift: %s", texts or "none any more")
@@ -231,10 +240,10 @@ class Worker:
             raise HeldBack(f"cannot repair now: paused by {server.pause.who}: {server.pause.why}")
         self._writing.ensure()
         newest = self._follower.state.newest
-        found = drifted(server.recorded, self._hands)
+        found = drifted(server.recorded, self._hands, closely=True)
         if found and newest is not None:
             self._repair(make_repair(server.recorded, found, server.lrn, newest.group_of(server.lrn)))
-        return drifted(self._read().recorded, self._hands)
+        return drifted(self._read().recorded, self._hands, closely=True)
 
     def _repair(self, plan: Plan) -> bool:
         """Put right what drifted: steps like any other, with their slots, each begun only while no rollout is open. Whether all was."""
@@ -314,17 +323,17 @@ class Worker:
             raise Refused(f"cannot plan server {server.lrn}: " + "; ".join(forbidden))
         if rollout is None or not rollout.unfinished or not plan.changes:
             return plan
-        if self._found is None or self._found[0] != rollout.id:
-            self._found = (rollout.id, self._as_desired(plan, server))
-        if not self._found[1]:
-            return plan
+        if self._seen is None or self._seen.rollout != rollout.id:
+            users = self._hands.users(removals) if sum(key.kind == "deb" for key in removals) > 1 else {}
+            self._seen = _Seen(rollout.id, self._as_desired(plan, server), users)
         return make_plan(
             desired,
             server.recorded,
             server.lrn,
-            observed=self._found[1],
+            observed=self._seen.as_desired,
             interrupted=interrupted(server),
             begun=frozenset(records),
+            users=self._seen.users,
             wave=plan.wave,
         )
 

@@ -228,13 +228,26 @@ def observed_as_desired(
                 and there[artifact.key] == hands.drivers[kind].target(artifact, pin_of(artifact, pins))
             }
         except ReconcilerError as error:
-            click.echo(f"this host is not looked at for {kind}: {str(error).splitlines()[0]}", err=True)
+            click.echo(f"this host is not looked at for {kind}: {error}", err=True)
             return set()
 
     # Each kind is other programs, and most of the time is theirs.
     kinds = sorted({artifact.key.kind for artifact in wanted})
     with ThreadPoolExecutor(len(kinds), thread_name_prefix="look") as pool:
         return frozenset(key for found in pool.map(look, kinds) for key in found)
+
+
+def users_among(options: Options, gone: Sequence[Key]) -> Mapping[Key, frozenset[Key]]:
+    """Which of the packages that are to be removed need which of them on this host: those go first."""
+    from reconciler.cli.parts import host, server_parts
+
+    if len([key for key in gone if key.kind == "deb"]) < 2:
+        return {}
+    try:
+        return server_parts(options, host(options)).hands.users(gone)
+    except ReconcilerError as error:
+        click.echo(f"this host is not asked which packages need which: {error}", err=True)
+        return {}
 
 
 # --- who and when ---------------------------------------------------------------------------------------------------

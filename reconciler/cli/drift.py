@@ -49,7 +49,7 @@ def look(options: Options, fleet: Fleet) -> tuple[Change, ...]:
 
     desired = _desired(options)
     parts = server_parts(options, host(options), lambda: _group(options, desired))
-    return drifted(fleet.recorded.get(options.lrn, {}), parts.hands)
+    return drifted(fleet.recorded.get(options.lrn, {}), parts.hands, closely=True)
 
 
 def _repair(call: Call, fleet: Fleet) -> int:

@@ -32,8 +32,8 @@ class GroupOsImages:
         self._make, self._group = make, group
         self._made: tuple[OsDriver, OsImages] | None = None
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
-        return self._driver.observe(artifacts)
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
+        return self._driver.observe(artifacts, closely=closely)
 
     def target(self, artifact: Artifact, pin: Pin | None) -> str | None:
         return self._driver.target(artifact, pin)
@@ -100,6 +100,7 @@ def server_parts(
         ending or threading.Event(),
         time.time,
         packages.tidy,
+        packages.users,
     )
 
     def configure(settings: Settings) -> None:

@@ -5,6 +5,7 @@ Called by `apply`. Reads git, etcd (or a snapshot) and, for this server, the hos
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,10 @@ def plans_for(
     options: Options, asked: Asked, desired: Desired, fleet: Fleet, servers: tuple[int, ...]
 ) -> tuple[Plan, ...]:
     """A plan a server. On this server itself the host is looked at too, unless the recorded state is a snapshot."""
-    observed = {options.lrn: _observed(options, desired, fleet)} if _is_here(options, asked) else {}
-    return plans_of(desired, fleet, servers, observed)
+    if not _is_here(options, asked):
+        return plans_of(desired, fleet, servers)
+    observed, users = _looked(options, desired, fleet)
+    return plans_of(desired, fleet, servers, {options.lrn: observed}, {options.lrn: users})
 
 
 def _is_here(options: Options, asked: Asked) -> bool:
@@ -141,8 +144,13 @@ def _servers(options: Options, asked: Asked, fleet: Fleet) -> tuple[int, ...]:
     return tuple(sorted(fleet.servers))
 
 
-def _observed(options: Options, desired: Desired, fleet: Fleet) -> frozenset[Key]:
-    """What this host already has as desired, of what is not recorded so: one look a kind, and none where nothing is asked."""
+def _looked(
+    options: Options, desired: Desired, fleet: Fleet
+) -> tuple[frozenset[Key], Mapping[Key, frozenset[Key]]]:
+    """What this host already has as desired, of what is not recorded so, and which packages that go need which.
+
+    One look a kind, and none where nothing is asked.
+    """
     from reconciler.cli import compose
 
     recorded = fleet.recorded.get(options.lrn, {})
@@ -150,4 +158,6 @@ def _observed(options: Options, desired: Desired, fleet: Fleet) -> frozenset[Key
     after = desired.artifacts_of(options.lrn)
     open_changes = difference(before, after, interrupted=_unsettled(fleet, options.lrn))
     wanted = [after[change.key] for change in open_changes if change.key in after]
-    return compose.observed_as_desired(options, desired, wanted, fleet.pins)
+    gone = [change.key for change in open_changes if change.action == "remove" and desired.policy.prune]
+    observed = compose.observed_as_desired(options, desired, wanted, fleet.pins)
+    return observed, compose.users_among(options, gone)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
@@ -62,13 +62,15 @@ def make_plan(
     observed: frozenset[Key] = frozenset(),
     interrupted: frozenset[Key] = frozenset(),
     begun: frozenset[str] = frozenset(),
+    users: Mapping[Key, frozenset[Key]] | None = None,
     wave: int = 1,
 ) -> Plan:
     """The plan that takes server `lrn` from what is recorded to what is desired.
 
     `observed` are the artifacts that the host already has as desired (they are only recorded), `interrupted` those
     whose last change was begun and not settled, `begun` the ids of the steps that have a record in the rollout that
-    the plan is for: what has begun stays in the plan until its last step, though it is recorded by then.
+    the plan is for: what has begun stays in the plan until its last step, though it is recorded by then. `users` are,
+    by package, those of the packages to be removed that need it on this host, and so go before it.
 
     Raises `Refused` where more would be removed than the revision's `maxRemovals`.
     """
@@ -96,7 +98,7 @@ def make_plan(
         for key, artifact in after.items()
         if key not in planned and any(_subject_of(step) == key.subject for step in begun)
     ]
-    steps = _steps([*changes, *resumed], begun, group)
+    steps = _steps([*changes, *resumed], begun, group, users or {})
     return Plan(lrn, group.name, wave, tuple(changes), steps, group.reboot)
 
 
@@ -113,7 +115,9 @@ def make_repair(recorded: Recorded, differs: Iterable[Change], lrn: int, group: 
             runs = isinstance(wanted, Image) and wanted.container is not None
             reason = differing.reason
             changes.append(Change(differing.key, "replace", differing.after, wanted, reason, restart=runs))
-    steps = [step for step in _steps(changes, frozenset(), group) if step.phase not in ("reboot", "verify")]
+    steps = [
+        step for step in _steps(changes, frozenset(), group, {}) if step.phase not in ("reboot", "verify")
+    ]
     return Plan(lrn, group.name, 0, tuple(changes), tuple(steps), group.reboot)
 
 
@@ -144,10 +148,15 @@ def _with_reboot(change: Change, group: ServerGroup) -> Change:
     return replace(change, reboot=group.os_image.reboot)
 
 
-def _steps(changes: Iterable[Change], begun: frozenset[str], group: ServerGroup) -> tuple[Step, ...]:
+def _steps(
+    changes: Iterable[Change],
+    begun: frozenset[str],
+    group: ServerGroup,
+    users: Mapping[Key, frozenset[Key]],
+) -> tuple[Step, ...]:
     changes = list(changes)
     images = _in_order([change for change in changes if change.key.kind == "image"])
-    debs = sorted((change for change in changes if change.key.kind == "deb"), key=_deb_order)
+    debs = _debs_in_order([change for change in changes if change.key.kind == "deb"], users)
     os_images = [change for change in changes if change.key.kind == "os-image"]
     steps = [
         Step("prefetch", change.key, "fetch", change=change) for change in changes if _needs_fetch(change)
@@ -192,9 +201,22 @@ def _needs_fetch(change: Change) -> bool:
             assert_never(change.action)
 
 
-def _deb_order(change: Change) -> tuple[bool, int, str]:
-    """Removals last: while they are still to come, nothing that a new package takes over is missing."""
-    return (change.action == "remove", _last(change.key.name), change.key.name)
+def _debs_in_order(changes: list[Change], users: Mapping[Key, frozenset[Key]]) -> list[Change]:
+    """Removals last: while they are still to come, nothing that a new package takes over is missing.
+
+    What needs another goes before it; of two that need each other the first by name, whose removal then says so.
+    """
+    waiting = sorted(
+        changes, key=lambda change: (change.action == "remove", _last(change.key.name), change.key.name)
+    )
+    ordered: list[Change] = []
+    while waiting:
+        going = {change.key for change in waiting if change.action == "remove"}
+        free = (c for c in waiting if c.action != "remove" or not going & users.get(c.key, frozenset()))
+        chosen = next(free, waiting[0])
+        waiting.remove(chosen)
+        ordered.append(chosen)
+    return ordered
 
 
 def _last(name: str) -> int:

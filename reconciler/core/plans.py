@@ -23,9 +23,11 @@ def plans_of(
     fleet: Fleet,
     servers: Iterable[int],
     observed: Mapping[int, frozenset[Key]] | None = None,
+    users: Mapping[int, Mapping[Key, frozenset[Key]]] | None = None,
 ) -> tuple[Plan, ...]:
-    """A plan for each of `servers`, in their order. `observed` says of a server what its host has already as desired.
+    """A plan for each of `servers`, in their order.
 
+    `observed` says of a server what its host has already as desired, `users` which of its packages need which, as for `make_plan`.
     Servers of one group with equal records share their changes and steps, so that a large fleet costs little more
     than a small one. Raises `Refused` with every server's reason.
     """
@@ -38,7 +40,7 @@ def plans_of(
     plans: list[Plan] = []
     refusals: list[Refused] = []
     for lrn in wanted:
-        there = (observed or {}).get(lrn, frozenset())
+        there, uses = (observed or {}).get(lrn, frozenset()), (users or {}).get(lrn, {})
         recorded = fleet.recorded.get(lrn, {})
         steps = fleet.steps.get(lrn, {})
         server = Server(lrn, "", "", recorded=recorded, rollout=fleet.rollout, steps=steps)
@@ -46,16 +48,24 @@ def plans_of(
         before = {key: installed.artifact for key, installed in recorded.items()}
         alike = seen.setdefault(desired.group_of(lrn).name, [])
         shared = next((plan for had, keys, plan in alike if keys == unsettled and had == before), None)
-        if shared is not None and not there:
+        if shared is not None and not there and not uses:
             plans.append(replace(shared, lrn=lrn, wave=waves[lrn]))
             continue
         try:
-            plan = make_plan(desired, recorded, lrn, observed=there, interrupted=unsettled, wave=waves[lrn])
+            plan = make_plan(
+                desired,
+                recorded,
+                lrn,
+                observed=there,
+                interrupted=unsettled,
+                users=uses,
+                wave=waves[lrn],
+            )
         except Refused as refused:
             refusals.append(refused)
             continue
         plans.append(plan)
-        if not there:
+        if not there and not uses:
             alike.append((before, unsettled, plan))
             del alike[:-_SHARED]
     if refusals:

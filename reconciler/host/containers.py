@@ -113,7 +113,7 @@ class Containers:
 
     # --- what is there ------------------------------------------------------------------------------------------------
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
         """`sha256:… running 3f9c0a1b2c3d` for a container (or `stopped`, `restarting`), the digest for an image that is only kept.
 
         A name of which neither the desired state nor the ledger says more is not looked for: it is not ours.

@@ -33,8 +33,11 @@ class Host:
 class Driver(Protocol):
     """Installs one kind of artifact. Every method may be called again, and after a kill at any point, without harm."""
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
-        """What the host really has of these, in one look: a short text that two equal states share; absent if it is not there."""
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
+        """What the host really has of these, in one look: a short text that two equal states share; absent if it is not there.
+
+        `closely`: what was put there is read as well, where a change to it by hand would not show otherwise.
+        """
 
     def target(self, artifact: Artifact, pin: Pin | None) -> str | None:
         """What `observe` says once `artifact` is in place as asked for; None where that is known only after `fetch`."""

@@ -37,7 +37,8 @@ class Entry:
     """One artifact of ours: how it was asked for, and what the host had then (`found` empty: not looked at yet).
 
     `digest` is what it was resolved to, `file` what was fetched for it and is kept; `previous` are the images that it
-    had before, newest first, themselves without `previous`.
+    had before, newest first, themselves without `previous`. `altered` are a package's files that differed from the
+    package as soon as it was installed (or when it was taken over): its own doing, and no drift.
     """
 
     artifact: Artifact | Known
@@ -46,6 +47,7 @@ class Entry:
     file: str = ""
     origin: Origin = "installed"
     previous: tuple[Entry, ...] = ()
+    altered: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -146,6 +148,8 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     if isinstance(entry.artifact, Known):
         document["known"] = True
     document |= {"found": entry.found, "digest": entry.digest, "file": entry.file, "origin": entry.origin}
+    if entry.altered:
+        document["altered"] = list(entry.altered)
     if entry.previous:
         document["previous"] = [_entry_json(replace(older, previous=())) for older in entry.previous]
     return document
@@ -176,6 +180,7 @@ def _entry(fields: Fields) -> Entry:
         digest=fields.text("digest", ""),
         file=fields.text("file", ""),
         origin=_origin(fields.one_of("origin", _ORIGINS, "installed")),
+        altered=fields.texts("altered"),
     )
 
 

@@ -59,7 +59,7 @@ class OsImages:
         """What the release is pinned to; None where the version says it all (`command`)."""
         return self._way.resolve(_os_image(artifact))
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
         """`<channel>/<version>` of what is published or runs, and what is wrong with it, if anything is."""
         if not any(artifact.key == OS_IMAGE for artifact in artifacts):
             return {}

@@ -60,17 +60,16 @@ class Packages:
         token: str | None = None,
         proxy: str | None = None,
         lock_timeout: float = LOCK_TIMEOUT,
-        verify_files: bool = False,
     ) -> None:
-        """`verify_files`: `observe` looks at the packages' files too, which reads them all."""
         self._host = host
         self._ledger = ledger
         self._dpkg = Dpkg(host, lock_timeout)
         self._apt = Apt(self._dpkg, proxy)
         self._github_api = github_api
         self._token = token
-        self._verify_files = verify_files
         self._changing = threading.Lock()
+        self._cleaning = threading.Lock()
+        self._cleaned = False
 
     def configure(self, token: str | None, proxy: str | None) -> None:
         """Take over the fleet's settings as they are now."""
@@ -79,8 +78,11 @@ class Packages:
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
-        """Each package's version as dpkg has it, with its state where it is not wholly installed; one `dpkg-query` for all."""
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
+        """Each package's version as dpkg has it, with its state where it is not wholly installed; one `dpkg-query` for all.
+
+        `closely`: their files are compared with the checksums that came with them, which reads them all.
+        """
         wanted = [artifact for artifact in artifacts if artifact.key.kind == "deb"]
         if not wanted:
             return {}
@@ -90,7 +92,7 @@ class Packages:
             for artifact in wanted
             if (package := packages.get(artifact.name)) is not None and package.there
         }
-        if self._verify_files:
+        if closely:
             whole = [key for key in found if packages[key.name].installed]
             found |= {
                 key: f"{found[key]} with {_listed(files)} altered"
@@ -100,9 +102,18 @@ class Packages:
 
     def _altered(self, keys: list[Key]) -> dict[Key, tuple[str, ...]]:
         """The altered files of those packages that have any: all are asked about at once, and each only if that finds one."""
-        if not self._dpkg.altered([key.name for key in keys]):
+        entries = self._ledger.entries()
+        known = {file for key in keys if key in entries for file in entries[key].altered}
+        if known.issuperset(self._dpkg.altered([key.name for key in keys])):
             return {}
-        return {key: files for key in keys if (files := self._dpkg.altered([key.name]))}
+        return {key: files for key in keys if (files := self._altered_since(key))}
+
+    def _altered_since(self, key: Key) -> tuple[str, ...]:
+        """The files of a package that were changed after it was installed; a package may change its own while it is."""
+        entry = self._ledger.get(key)
+        return tuple(
+            file for file in self._dpkg.altered([key.name]) if entry is None or file not in entry.altered
+        )
 
     def _text(self, artifact: Artifact | Known, package: Package) -> str:
         # dpkg keeps no checksum of a .deb: only the ledger knows that the same version came from another file.
@@ -123,7 +134,7 @@ class Packages:
             case AptDeb():
                 return artifact.version
             case ReleaseDeb():
-                digest = _wanted(artifact, pin)
+                digest = self._checksum(artifact, pin)
                 if digest and (parcel := self._parcel(artifact, digest)):
                     return parcel.version
                 entry = self._ledger.get(artifact.key)
@@ -137,11 +148,31 @@ class Packages:
             return None
         return self._releases().resolve(artifact, self._dpkg.architecture)
 
+    def users(self, keys: Iterable[Key]) -> dict[Key, frozenset[Key]]:
+        """Which of these packages need which: those that have to go before each, where all are to go."""
+        names = {key.name: key for key in keys if key.kind == "deb"}
+        return {
+            key: frozenset(names[user] for user in self._dpkg.needed_by(name) if user in names)
+            for name, key in names.items()
+        }
+
     def _releases(self) -> Releases:
         # Imported here: HTTP is not needed to look, and `--dry-run` is to be quick.
         from reconciler.host.releases import Releases
 
-        return Releases(self._github_api, self._token, self._apt.proxy)
+        self._clean()
+        return Releases(self._scratch, self._github_api, self._token, self._apt.proxy)
+
+    @property
+    def _scratch(self) -> Path:
+        return self._host.state_dir / "releases"
+
+    def _clean(self) -> None:
+        """Once: take away what an agent that was killed while it looked into a release has left."""
+        with self._cleaning:
+            if not self._cleaned:
+                shutil.rmtree(self._scratch, ignore_errors=True)
+                self._cleaned = True
 
     # --- fetching ----------------------------------------------------------------------------------------------------
 
@@ -157,7 +188,7 @@ class Packages:
 
     def _fetch_release(self, deb: ReleaseDeb, pin: Pin | None, progress: Progress) -> None:
         releases = self._releases()
-        digest = _wanted(deb, pin)
+        digest = self._checksum(deb, pin)
         if digest and self._parcel(deb, digest):
             return
         found = pin or releases.resolve(deb, self._dpkg.architecture)
@@ -226,7 +257,7 @@ class Packages:
         if not isinstance(artifact, AptDeb | ReleaseDeb):
             raise TypeError(f"{artifact} is no package")
         with self._changing:
-            self._apply(artifact, self._parcel(artifact, _wanted(artifact, pin) or ""))
+            self._apply(artifact, self._parcel(artifact, self._checksum(artifact, pin) or ""))
 
     def _apply(self, deb: Deb, parcel: Parcel | None) -> None:
         packages = self._dpkg.packages()
@@ -237,7 +268,8 @@ class Packages:
         entry = self._ledger.get(deb.key)
         same_file = entry is not None and entry.digest == parcel.digest
         as_wanted = same_file and _is(packages.get(deb.name), parcel.version)
-        if not as_wanted or self._dpkg.altered([deb.name]):
+        altered = entry.altered if entry else ()
+        if not as_wanted or self._altered_since(deb.key):
             self._refuse_held(deb, packages.get(deb.name), parcel)
             self._verify(deb, parcel)
             again = _is(packages.get(deb.name), parcel.version)
@@ -247,7 +279,8 @@ class Packages:
             if again or not _is(self._dpkg.packages().get(deb.name), parcel.version):
                 self._install(deb, parcel, again)
             self._require(deb, self._dpkg.packages().get(deb.name), parcel)
-        self._ledger.put(self._entry(deb, parcel, parcel.version))
+            altered = self._dpkg.altered([deb.name])
+        self._ledger.put(replace(self._entry(deb, parcel, parcel.version), altered=altered))
         self._tidy(parcel)
 
     def _refuse_held(self, deb: Deb, package: Package | None, parcel: Parcel) -> None:
@@ -360,6 +393,15 @@ class Packages:
             return None
         return _read_parcel(self._directory(deb, digest))
 
+    def _checksum(self, artifact: Artifact, pin: Pin | None) -> str | None:
+        """The checksum that a release must have, in hex: git's or the rollout's; where neither says it, that of what is here."""
+        if not isinstance(artifact, ReleaseDeb):
+            return None
+        if wanted := _wanted(artifact, pin):
+            return wanted
+        entry = self._ledger.get(artifact.key)
+        return entry.digest or None if entry and _same(entry, artifact, None) else None
+
     def _verify(self, deb: Deb, parcel: Parcel) -> None:
         from reconciler.ground.download import file_sha256
 
@@ -406,7 +448,8 @@ class Packages:
         if package is None or not package.installed:
             return False
         if not self._ledger.has(artifact.key):
-            self._ledger.put(Entry(artifact, found=package.version, origin="adopted"))
+            altered = self._dpkg.altered([artifact.name])
+            self._ledger.put(Entry(artifact, found=package.version, origin="adopted", altered=altered))
         return True
 
 
@@ -442,10 +485,8 @@ def _digest(text: str) -> str:
     return text.removeprefix("sha256:").lower()
 
 
-def _wanted(artifact: Artifact, pin: Pin | None) -> str | None:
-    """The checksum that the package must have, in hex; None while neither git nor the rollout has fixed it."""
-    if not isinstance(artifact, ReleaseDeb):
-        return None
+def _wanted(artifact: ReleaseDeb, pin: Pin | None) -> str | None:
+    """The checksum that the package must have, in hex; None where neither git nor the rollout has fixed it."""
     asked = _digest(artifact.sha256) if artifact.sha256 else None
     fixed = _digest(pin.digest) if pin else None
     if asked and fixed and asked != fixed:

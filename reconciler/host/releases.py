@@ -6,16 +6,17 @@ is enough, and not by its own name alone, which anybody may give as they like.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from reconciler.core.artifact import Pin, ReleaseDeb
-from reconciler.errors import ReconcilerError, Unavailable, Unfetchable
+from reconciler.errors import HostError, ReconcilerError, Unavailable, Unfetchable
 from reconciler.ground.download import (
     NotAllowed,
     NotThere,
@@ -72,8 +73,9 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """A server of releases. The token is sent to it and to no other host."""
+    """A server of releases. The token is sent to it and to no other host. `scratch`: where files are looked into."""
 
+    scratch: Path
     api: str = GITHUB
     token: str | None = field(default=None, repr=False)
     proxy: str | None = field(default=None, repr=False)
@@ -187,8 +189,8 @@ class Releases:
                 cut=True,
             )
             raise_for_status(asset.address, answer.status, answer.headers)
-            with tempfile.TemporaryDirectory(prefix="reconciler-") as directory:
-                file = Path(directory) / "beginning.deb"
+            with self._directory() as directory:
+                file = directory / "beginning.deb"
                 file.write_bytes(answer.body)
                 return control(file)
         except (Unfetchable, Unavailable) as error:
@@ -196,16 +198,27 @@ class Releases:
 
     def _digest(self, asset: Asset) -> str:
         """The checksum of an asset for which the API gives none: the leader fetches it, once for the whole fleet."""
-        with tempfile.TemporaryDirectory(prefix="reconciler-") as directory:
+        with self._directory() as directory:
             file = download(
                 asset.address,
-                Path(directory) / "asset.deb",
+                directory / "asset.deb",
                 timeout=_FETCH_LIMIT,
                 max_bytes=MAX_BYTES,
                 headers=self._headers(asset.address, "application/octet-stream"),
                 proxy=self.proxy,
             )
             return file_sha256(file)
+
+    @contextlib.contextmanager
+    def _directory(self) -> Iterator[Path]:
+        """A directory for one file, gone afterwards; below the state directory, whose room is looked at, and not in /tmp."""
+        try:
+            self.scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
+            made = tempfile.TemporaryDirectory(dir=self.scratch)
+        except OSError as error:
+            raise HostError(f"cannot make a directory in {self.scratch}: {error.strerror or error}") from None
+        with made as directory:
+            yield Path(directory)
 
 
 def _named(deb: ReleaseDeb) -> str:

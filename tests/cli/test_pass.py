@@ -162,6 +162,24 @@ def test_drift_is_shown_and_repaired(
     command("drift").ok()
 
 
+def test_packages_that_need_each_other_go_in_one_commit(
+    command: Command, repository: Repository, host: Host, releases: ReleaseServer, tmp_path: Path
+) -> None:
+    debs = []
+    for name, depends in (("base", ""), ("middle", "base"), ("zenith", "middle, base")):
+        spec = DebSpec(name, "1.0", depends=depends)
+        releases.add("o", name, "v1.0", build(spec, tmp_path, f"{name}_1.0_amd64.deb"))
+        debs.append({"name": name, "owner": "o", "repository": name, "release": "v1.0"})
+    repository.commit(artifacts(debs=debs))
+    command("--yes").ok()
+    repository.commit(artifacts(debs=[]))
+    (server,) = json.loads(command("--dry-run", "--output", "json").ok().out)["servers"]
+    removed = [step["subject"] for step in server["steps"] if step["phase"] == "debs"]
+    assert removed == ["deb/zenith", "deb/middle", "deb/base"]
+    command("--yes").ok()
+    assert [state(host, name) for name in ("base", "middle", "zenith")] == ["", "", ""]
+
+
 def test_no_server_is_told_to_remove_too_much(
     command: Command, repository: Repository, host: Host, packages: Packages
 ) -> None:

@@ -189,6 +189,26 @@ def test_packages_are_removed_last_and_the_agents_own_comes_after_the_others() -
     ]
 
 
+@pytest.mark.parametrize(
+    ("users", "order"),
+    [
+        ({}, "a b c"),
+        ({"a": "b", "b": "c"}, "c b a"),
+        ({"a": "b c"}, "b c a"),
+        ({"a": "other"}, "a b c"),
+        ({"a": "b", "b": "a"}, "c a b"),
+    ],
+    ids=["none", "chain", "two users", "one that stays", "each other"],
+)
+def test_a_package_goes_after_those_that_need_it(users: dict[str, str], order: str) -> None:
+    needed = {
+        Key("deb", name): frozenset(Key("deb", user) for user in text.split()) for name, text in users.items()
+    }
+    had = recorded(deb("a", "1"), deb("b", "1"), deb("c", "1"))
+    plan = make_plan(desired(deb("z", "1")), had, 0, users=needed)
+    assert steps(plan)[1:5] == ["debs:deb/z:change", *(f"debs:deb/{name}:change" for name in order.split())]
+
+
 def test_only_what_runs_is_stopped_and_its_change_needs_the_stop() -> None:
     installed = make_plan(desired(image("db", "1", "stop-all")), {}, 0)
     assert steps(installed) == [

@@ -126,7 +126,7 @@ class SimulatedDriver:
     def __init__(self, place: Place, fate: Fate) -> None:
         self._place, self._fate = place, fate
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
         keys = [artifact.key for artifact in artifacts]
         found = {key: self._place.has[key] for key in keys if key in self._place.has}
         return {key: f"{text}, half" if key in self._place.half else text for key, text in found.items()}
@@ -177,7 +177,7 @@ class SimulatedDriver:
 class SimulatedContainers(SimulatedDriver):
     """Images and their containers."""
 
-    def observe(self, artifacts: Iterable[Artifact | Known]) -> Mapping[Key, str]:
+    def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
         found = super().observe(artifacts)
         return {key: text for key, text in found.items() if key not in self._place.stopped}
 

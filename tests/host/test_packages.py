@@ -179,11 +179,15 @@ def test_none_that_fits_is_told_with_what_there_is(
 
 
 def test_without_a_digest_from_the_api_the_file_itself_is_pinned(
-    server: ReleaseServer, packages: Packages, tmp_path: Path
+    server: ReleaseServer, host: Host, packages: Packages, tmp_path: Path
 ) -> None:
     server.digests = False
     deb = release(server, tmp_path, TOOL)
+    scratch = host.state_dir / "releases"
+    (scratch / "of-a-killed-agent").mkdir(parents=True)
+    (scratch / "of-a-killed-agent/asset.deb").write_bytes(b"x" * 1000)
     pin = packages.resolve(deb)
+    assert list(scratch.rglob("*")) == []
     file = server.file("acme", "tool", "v1.0", "tool_1.0_all.deb")
     assert pin is not None
     assert file is not None
@@ -305,19 +309,50 @@ def test_a_file_that_was_replaced_by_hand_is_seen_and_repaired(
     files = tuple((f"/usr/lib/tool/{number}", "as it came\n") for number in range(5))
     deb = release(server, tmp_path, replace(TOOL, files=files, conffiles=(("/etc/tool.conf", "first\n"),)))
     pin = install(packages, deb)
-    looking = Packages(host, Ledger.open(host), verify_files=True)
     (host.root / "etc/tool.conf").write_text("mine\n")
-    assert looking.observe([deb]) == {deb.key: "1.0"}
+    assert packages.observe([deb], closely=True) == {deb.key: "1.0"}
     (host.root / "usr/lib/tool/1").write_text("replaced\n")
     (host.root / "usr/lib/tool/3").unlink()
-    assert looking.observe([deb]) == {deb.key: "1.0 with /usr/lib/tool/1, /usr/lib/tool/3 altered"}
+    assert packages.observe([deb], closely=True) == {
+        deb.key: "1.0 with /usr/lib/tool/1, /usr/lib/tool/3 altered"
+    }
     for number in range(5):
         (host.root / f"usr/lib/tool/{number}").write_text("replaced\n")
     text = "1.0 with /usr/lib/tool/0, /usr/lib/tool/1, /usr/lib/tool/2 and 2 more altered"
-    assert looking.observe([deb]) == {deb.key: text}
-    looking.apply(deb, pin)
-    assert looking.observe([deb]) == {deb.key: "1.0"}
+    assert packages.observe([deb], closely=True) == {deb.key: text}
+    packages.apply(deb, pin)
+    assert packages.observe([deb], closely=True) == {deb.key: "1.0"}
     assert (host.root / "etc/tool.conf").read_text() == "mine\n"
+
+
+def test_a_file_that_its_own_script_changed_is_no_drift(
+    server: ReleaseServer, host: Host, packages: Packages, tmp_path: Path
+) -> None:
+    deb = release(
+        server, tmp_path, replace(TOOL, files=(("/usr/lib/tool/a", "a\n"), ("/usr/lib/tool/b", "b\n")))
+    )
+    pin = packages.resolve(deb)
+    packages.fetch(deb, pin)
+    dpkg(host, "--install", str(server.directory / "acme/tool/v1.0/tool_1.0_all.deb"))
+    (host.root / "usr/lib/tool/a").write_text("as its postinst leaves it\n")
+    assert packages.observe([deb], closely=True) == {deb.key: "1.0 with /usr/lib/tool/a altered"}
+    assert packages.adopt(deb)
+    assert packages.observe([deb], closely=True) == {deb.key: "1.0"}
+    (host.root / "usr/lib/tool/b").unlink()
+    assert packages.observe([deb], closely=True) == {deb.key: "1.0 with /usr/lib/tool/b altered"}
+
+
+def test_without_a_pin_a_repair_takes_what_was_installed_before(
+    server: ReleaseServer, host: Host, packages: Packages, tmp_path: Path
+) -> None:
+    deb = release(server, tmp_path, TOOL)
+    install(packages, deb)
+    release(server, tmp_path, replace(TOOL, files=(("/usr/share/tool/other", "moved"),)))
+    dpkg(host, "--remove", "tool")
+    packages.fetch(deb, None)
+    packages.apply(deb, None)
+    assert packages.observe([deb]) == {deb.key: "1.0"}
+    assert not (host.root / "usr/share/tool/other").exists()
 
 
 # --- a host that is not as it should be -----------------------------------------------------------------------------

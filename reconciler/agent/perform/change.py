@@ -26,7 +26,7 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
         raise HostError(f"step {step.id} has no artifact as it is desired")
     pin = pin_of(artifact, server.pins)
     target = driver.target(artifact, pin)
-    found = hands.look([artifact]).get(step.subject)
+    found = hands.look([artifact], closely=True).get(step.subject)
     # What an interrupted change staged runs only at the next boot: what runs now does not show it.
     staged = wanted.reboot and wanted.reason == "interrupted"
     if wanted.reason == "found_on_host" and found != target:
