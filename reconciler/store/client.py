@@ -94,6 +94,10 @@ class Client:
         with self._counting:
             return dict(self._counts)
 
+    def pause(self, seconds: float) -> None:
+        """Wait before something is sent again."""
+        time.sleep(seconds)
+
     # --- reading and writing ----------------------------------------------------------------------------------------
 
     def read(self, ranges: Sequence[KeyRange], revision: int | None = None) -> Snapshot:

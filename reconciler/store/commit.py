@@ -74,7 +74,7 @@ def commit(
             lost = True
             if time.monotonic() > end:
                 raise
-            time.sleep(_PAUSE * (0.5 + _random.random()))
+            client.pause(_PAUSE * (0.5 + _random.random()))
             continue
         if reply.succeeded:
             return Outcome(reply.revision, (), reply.responses[len(operations) :])
