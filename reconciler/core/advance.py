@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from reconciler.core.artifact import OS_IMAGE, Key
+from reconciler.core.artifact import OS_IMAGE, Image, Key
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import (
     ABORTED,
@@ -221,8 +221,8 @@ def _first_reboot_step(plan: Plan) -> str | None:
 
 
 def is_closing(step: Step, plan: Plan) -> bool:
-    """Whether `step` brings a server back up: `after` hooks, and health and release where a slot or a reboot came before."""
-    if step.effect == "release" or (step.effect == "hook" and step.list == "after"):
+    """Whether `step` brings a server back up: `after` and `started` hooks, and health and release where a slot or a reboot came before."""
+    if step.effect == "release" or (step.effect == "hook" and step.list in ("after", "started")):
         return True
     if step.effect != "health":
         return False
@@ -364,7 +364,9 @@ def _close(
     if _is_down(chain, records, server):
         older = server.rollout is None or server.rollout.id != rollout
         steps = [
-            step for step in _closing_steps(plan, chain, records, older) if not _is_done(records, step.id)
+            step
+            for step in _closing_steps(plan, server, chain, records, older)
+            if not _is_done(records, step.id)
         ]
         move: Perform | TurnBack | None = Perform(steps[0], rollout, closing=True) if steps else None
     else:
@@ -407,11 +409,17 @@ def _may_try(record: StepRecord | None, server: Server) -> bool:
 def _has_begun(chain: str, records: Mapping[str, StepRecord], server: Server) -> bool:
     """Whether a chain that takes the server down has begun: with its slot, or, a reboot without one, with its first step.
 
-    Without its `acquire` an older rollout's chain is only what a newer one has left of it.
+    A container that takes no slot is down from its change until its `started` hooks have run. Without its `acquire` an
+    older rollout's chain is only what a newer one has left of it.
     """
     if any(_effect_of(id) == "acquire" for id in records):
         return True
-    if chain != _REBOOT or not records:
+    if chain != _REBOOT:
+        change = records.get(f"{chain}:change")
+        hooks = _started_hooks(server, chain)
+        started = change is not None and change.state == "done" and change.target
+        return bool(started) and not all(_is_done(records, step.id) for step in hooks)
+    if not records:
         return False
     newest = max(record.mod_revision for record in records.values())
     others = _chain_records(server.steps, chain).keys() - records.keys()
@@ -425,16 +433,21 @@ def _ended(records: Mapping[str, StepRecord]) -> bool:
     return any(_effect_of(id) == "health" and record.state != "running" for id, record in records.items())
 
 
-def _closing_steps(plan: Plan, chain: str, records: Mapping[str, StepRecord], older: bool) -> Iterable[Step]:
+def _closing_steps(
+    plan: Plan, server: Server, chain: str, records: Mapping[str, StepRecord], older: bool
+) -> Iterable[Step]:
     """The closing steps of a chain, with a release where it has a slot, whatever the plan's rules have become.
 
     An older rollout's container is looked at as it is recorded: the plan, where it names it at all, means another one.
+    The hooks are those of what is recorded too; after a change that failed, looking comes first: it goes back to what was.
     """
     phase, _, subject = chain.partition(":")
     key = Key.of_subject(subject)
     planned = [step for step in plan.steps if _chain_of(step.id) == chain and _closes(step)]
     if not planned or (older and chain != _REBOOT):
         planned = [Step(phase, key, "health")]
+    if chain != _REBOOT and (older or _is_done(records, f"{chain}:change")):
+        planned = [*_started_hooks(server, chain), *planned]
     slot = any(_effect_of(id) == "acquire" for id in records)
     steps = [step for step in planned if step.effect != "release"]
     return [*steps, Step(phase, key, "release")] if slot else steps
@@ -442,6 +455,20 @@ def _closing_steps(plan: Plan, chain: str, records: Mapping[str, StepRecord], ol
 
 def _closes(step: Step) -> bool:
     return step.effect in ("reboot", "health", "release") or step.list == "after"
+
+
+def _started_hooks(server: Server, chain: str) -> tuple[Step, ...]:
+    """The hooks that a container's chain ends with, as its recorded definition names them."""
+    phase, _, subject = chain.partition(":")
+    key = Key.of_subject(subject)
+    recorded = server.recorded.get(key) if key else None
+    artifact = recorded.artifact if recorded else None
+    if not (isinstance(artifact, Image) and artifact.container):
+        return ()
+    return tuple(
+        Step(phase, key, "hook", "started", index, hook=name)
+        for index, name in enumerate(artifact.container.started)
+    )
 
 
 # --- records --------------------------------------------------------------------------------------------------------

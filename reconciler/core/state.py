@@ -421,3 +421,8 @@ class Server:
     reboot_required: bool = False
     """The sentinel file is there."""
     neco_at_work: str | None = None
+
+    @property
+    def revision(self) -> str:
+        """The revision that the newest rollout goes to; empty where there is none."""
+        return self.rollout.version if self.rollout else ""

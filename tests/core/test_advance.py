@@ -592,24 +592,68 @@ def test_a_failed_change_gives_the_slot_back_once_the_container_answers() -> Non
         assert moves(wanted(app("2")), one) == expected
 
 
-@pytest.mark.parametrize(
-    ("holds", "expected"),
-    [(True, f"{ROLLING}:hook:started:0"), (False, f"report 4 aborted: {ROLLING}:hook:started:0: the slot was released meanwhile")],
-)  # fmt: skip
-def test_whose_slot_was_released_while_it_is_down_goes_no_further_but_up(holds: bool, expected: str) -> None:
+@pytest.mark.parametrize("holds", [True, False])
+def test_whose_slot_was_released_while_it_is_down_goes_no_further_but_up(holds: bool) -> None:
     desired = wanted(app("2", started=("unseal",)))
     steps = records("acquire done", "change done", chain=ROLLING)
-    assert moves(desired, server(CONTAINERS, steps, had(app("2")), holds=holds)) == expected
+    one = server(CONTAINERS, steps, had(app("2", started=("unseal",))), holds=holds)
+    assert moves(desired, one) == f"{ROLLING}:hook:started:0!"
     steps |= records("hook:started:0 done", chain=ROLLING)
-    assert moves(desired, server(CONTAINERS, steps, had(app("2")), holds=holds)) == f"{ROLLING}:health!"
+    assert moves(desired, replace(one, steps=steps)) == f"{ROLLING}:health!"
 
 
-def test_a_started_hook_is_no_closing_step() -> None:
-    desired = wanted(app("2", started=("unseal",)))
-    steps = records("acquire done", "change done", chain=ROLLING)
-    one = server(CONTAINERS, steps, had(app("2", started=("unseal",))))
-    assert moves(desired, one) == f"{ROLLING}:hook:started:0"
-    assert moves(desired, replace(one, rollout=STOPPED, phase=None)) == f"{ROLLING}:health!"
+def brings_up(move: Move) -> str:
+    """A move in short, and which hook."""
+    if isinstance(move, Perform) and move.step.list is not None:
+        return f"{move.step.id.removeprefix(f'{ROLLING}:')}{'!' if move.closing else ''}"
+    return in_short(move)
+
+
+UNSEALED = app("2", started=("unseal", "warm"))
+STARTED_TABLE = [
+    #  the chain's records                                                                      stopped                older
+    (["acquire done", "change done"],                                                           "hook:started:0!",     "hook:started:0!"),
+    (["acquire done", "change done", "hook:started:0 running"],                                 "hook:started:0!",     "hook:started:0!"),
+    (["acquire done", "change done", "hook:started:0 done"],                                    "hook:started:1!",     "hook:started:1!"),
+    (["acquire done", "change done", "hook:started:0 done", "hook:started:1 done"],             "health!",             "health!"),
+    (["acquire done", "change done", "hook:started:0 failed"],                                  "holds",               "hook:started:0!"),
+    (["acquire done", "change failed"],                                                         "health!",             "hook:started:0!"),
+    (["acquire done"],                                                                          GIVE,                  GIVE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(("steps", "stopped", "later"), STARTED_TABLE)
+def test_a_server_that_is_brought_back_up_has_run_its_started_hooks(
+    steps: list[str], stopped: str, later: str, older: bool
+) -> None:
+    """After a stop, in a newer rollout, after a repair that was killed: with the hooks of what is recorded."""
+    rollout = OLDER if older else THIS
+    one = server(CONTAINERS, records(*steps, chain=ROLLING, rollout=rollout), had(UNSEALED))
+    one = replace(one, status=None) if older else replace(one, rollout=STOPPED, phase=None)
+    desired = wanted(app("3", started=("other",))) if older else wanted(UNSEALED)
+    assert brings_up(advance(plan_of(desired, one), one, INSIDE)) == (later if older else stopped)
+
+
+@pytest.mark.parametrize(
+    ("steps", "target", "expected"),
+    [
+        (["change done"], "2", "hook:started:0!"),
+        (["change done", "hook:started:0 done"], "2", "hook:started:1!"),
+        (["change done", "hook:started:0 done", "hook:started:1 done"], "2", "holds"),
+        (["change done", "hook:started:0 failed"], "2", "holds"),
+        (["change done"], "", "holds"),  # found on the host, and only recorded: nothing was started
+        (["change failed"], "2", "holds"),
+    ],
+)
+def test_without_a_slot_too(steps: list[str], target: str, expected: str) -> None:
+    beside = replace(UNSEALED, container=replace(UNSEALED.container or Container(), update="parallel"))
+    found = {
+        id: replace(record, target=target if id.endswith(":change") else "")
+        for id, record in records(*steps, chain=ROLLING).items()
+    }
+    one = replace(server(CONTAINERS, found, had(beside), holds=False), rollout=STOPPED, phase=None)
+    assert brings_up(advance(plan_of(wanted(beside), one), one, INSIDE)) == expected
 
 
 # --- an older rollout's remains -------------------------------------------------------------------------------------
@@ -819,7 +863,7 @@ def test_a_revert_after_staging_stages_the_recorded_os_again_and_boots_it() -> N
         ("reboot:host:health", True),
         ("reboot:host:release", True),
         (f"{ROLLING}:change", False),
-        (f"{ROLLING}:hook:started:0", False),
+        (f"{ROLLING}:hook:started:0", True),
         (f"{ROLLING}:health", True),
         ("containers:image/beside:health", False),
         ("verify:host:health", False),

@@ -31,7 +31,7 @@ from reconciler.store.transaction import Compare, Delete, Operation, Put, Reply,
 from reconciler.store.view import read_fleet, read_locks, read_server
 from tests import etcd_users
 from tests.conftest import Etcd
-from tests.fleet.simulated import SimulatedDriver, SimulatedFleet
+from tests.fleet.simulated import Killed, SimulatedDriver, SimulatedFleet
 
 AT = "2026-01-01T00:00:00Z"
 
@@ -46,7 +46,7 @@ def app(tag: str, **how: object) -> Image:
 
 def revision(id: str, *artifacts: Artifact, group: str = "", **policy: object) -> Desired:
     groups = (ServerGroup("boot", frozenset({0}), reboot=RebootPolicy(lock_group=group)),) if group else ()
-    return Desired(Revision(id * 40), (ArtifactSet(artifacts),), groups, RolloutPolicy(**policy))  # type: ignore[arg-type]  # nobody else is registered
+    return Desired(Revision((id * 40)[:40]), (ArtifactSet(artifacts),), groups, RolloutPolicy(**policy))  # type: ignore[arg-type]  # nobody else is registered
 
 
 class Lossy(Client):
@@ -270,3 +270,62 @@ def test_a_revert_starts_what_was_stopped(fleet: SimulatedFleet) -> None:
     fleet.agents[0].follower.push(revision("3", old))
     run(fleet)
     assert not fleet.places[0].stopped
+
+
+def hooks_of(fleet: SimulatedFleet, lrn: int = 0) -> list[str]:
+    file = fleet.places[lrn].host.root / "hooks"
+    return file.read_text().split() if file.exists() else []
+
+
+@pytest.mark.parametrize("update", ["rolling", "parallel"])
+def test_a_stop_between_change_and_started_hook_loses_no_hook(fleet: SimulatedFleet, update: str) -> None:
+    new = app("2", update=update, started=("unseal",))
+    administration = gather(fleet, revision("1", new), app("1", update=update))
+    fleet.hook(0, "unseal")
+    run(fleet, until="containers:image/app:change")
+    assert hooks_of(fleet) == []
+    administration.request_stop("ann")
+    run(fleet, 8)
+    assert (hooks_of(fleet), holders(fleet)) == (["unseal"], [])
+    administration.recover(AT)
+    run(fleet, until="verify:host:health")
+    assert hooks_of(fleet) == ["unseal"], "once is enough"
+
+
+def test_a_repair_that_is_killed_loses_no_hook_and_fails_no_rollout(fleet: SimulatedFleet) -> None:
+    """At each of its points: what it has begun is brought back up; what it has not come to is drift, and no rollout's failure."""
+    had = (app("1", started=("unseal",)), deb("v1", "other"))
+    gather(fleet, revision("0", *had, drift="repair"), *had)
+    fleet.hook(0, "unseal")
+    run(fleet, 12)
+    place, killed = fleet.places[0], 0
+    for number in range(1, 60):
+        before = len(hooks_of(fleet))
+        place.has.clear()
+        place.fetched.clear()
+        place.wall += 60  # each repair has its own name
+        agent = fleet.agents[0]
+        agent.worker._drift_checked = None
+        agent.fate.chosen = len(agent.fate.points) + number
+        try:
+            run(fleet, 12)
+        except Killed:
+            killed += 1
+        else:
+            break
+        fleet.restart(0)
+        newer = revision(f"{number:02}" * 20, *had, deb(f"v{number}", "third"), drift="repair")
+        fleet.agents[0].follower.push(newer)
+        at = agent.fate.points[agent.fate.chosen - 1]
+        for _ in range(12):
+            run(fleet, 5)
+            rollout = read_fleet(fleet.admin, fleet.keys).rollout
+            if rollout and (rollout.version, rollout.outcome) == (newer.revision.id, "complete"):
+                break
+        else:
+            raise AssertionError(f"{at}: the rollout does not end: {rollout}")
+        place.wall += 60
+        run(fleet, 12)
+        assert place.has.keys() >= {artifact.key for artifact in had} and holders(fleet) == [], at
+        assert len(hooks_of(fleet)) > before, f"the container was started anew and its hook was not run: {at}"
+    assert killed >= 15

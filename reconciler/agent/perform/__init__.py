@@ -70,7 +70,7 @@ def perform(move: Perform, plan: Plan, server: Server, hands: Hands, writing: Wr
         record = writing.begin(step, move, server, _target(step, plan, server, writing))
         log.info("begins %s", step.id, extra=_fields(server, step, move.rollout))
     try:
-        did = after_boot(plan, server, hands) if booted else _effect(step, plan, server, hands, writing)
+        did = after_boot(plan, server, hands) if booted else _effect(move, plan, server, hands, writing)
     except HeldBack as error:
         return LeftOff(step, str(error), isinstance(error, Queued))
     except (HostError, Unavailable) as error:
@@ -88,7 +88,8 @@ def perform(move: Perform, plan: Plan, server: Server, hands: Hands, writing: Wr
     return Done(step, seconds)
 
 
-def _effect(step: Step, plan: Plan, server: Server, hands: Hands, writing: Writing) -> Did:
+def _effect(move: Perform, plan: Plan, server: Server, hands: Hands, writing: Writing) -> Did:
+    step = move.step
     match step.effect:
         case "fetch":
             return fetch(step, plan, server, hands)
@@ -105,7 +106,7 @@ def _effect(step: Step, plan: Plan, server: Server, hands: Hands, writing: Writi
         case "reboot":
             return reboot(step, plan, server, hands)
         case "health":
-            return health(step, plan, server, hands)
+            return health(step, plan, server, hands, move.rollout)
         case "release":
             return release(server, writing)
         case _:
@@ -157,16 +158,17 @@ def _as_wanted(step: Step, server: Server, hands: Hands) -> Did | None:
 
 
 def _target(step: Step, plan: Plan, server: Server, writing: Writing) -> str:
-    """What the record says that the step is to bring about: a version, or a slot of which lock group."""
+    """What the record says that the step is to bring about: a version, or a slot of which lock group; nothing where it is there."""
     if step.effect == "acquire":
         return writing.slot_group(server, plan.reboot.lock_group)
     artifact = step.change.after if step.change else None
-    return artifact.version if artifact else ""
+    if artifact is None or (step.change and step.change.reason == "found_on_host"):
+        return ""
+    return artifact.version
 
 
 def _fields(server: Server, step: Step, rollout: str) -> dict[str, object]:
-    revision = server.rollout.version if server.rollout else ""
-    return {"server": server.lrn, "step": step.id, "rollout": rollout, "revision": revision}
+    return {"server": server.lrn, "step": step.id, "rollout": rollout, "revision": server.revision}
 
 
 __all__ = ["Done", "Failed", "LeftOff", "Outcome", "perform", "settle"]

@@ -51,6 +51,5 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
 
 def installed(artifact: Artifact, found: str, server: Server, hands: Hands) -> Installed:
     """The record of an artifact that the host was seen to have."""
-    revision = server.rollout.version if server.rollout else ""
-    detail = Detail(artifact, found, revision, timestamp(hands.wall()))
+    detail = Detail(artifact, found, server.revision, timestamp(hands.wall()))
     return Installed(artifact.key, artifact.version, detail)

@@ -1,6 +1,8 @@
-"""*health*: a container's, a server's after its reboot, or, in the phase *verify*, whether the host still has all that is recorded."""
+"""*health*: a container's, a server's after its reboot, or, in the phase *verify*, whether the host has what the rollout has brought."""
 
 from __future__ import annotations
+
+import logging
 
 from reconciler.agent.drift import described, drifted
 from reconciler.agent.hands import Did, Hands, pin_of
@@ -11,6 +13,8 @@ from reconciler.core.state import Server
 from reconciler.errors import HostError
 from reconciler.host.health import check
 
+log = logging.getLogger(__name__)
+
 
 class Restored(HostError):
     """The new version did not get healthy and the previous one runs again: `did` has what to record."""
@@ -20,11 +24,11 @@ class Restored(HostError):
         self.did = did
 
 
-def health(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
+def health(step: Step, plan: Plan, server: Server, hands: Hands, rollout: str) -> Did:
     if step.subject is not None:
         return _container(step, server, hands)
     if step.phase == "verify":
-        return _verify(server, hands)
+        return _verify(plan, server, hands, rollout)
     for wanted in plan.reboot.health:
         check(hands.host, wanted, ending=hands.ending)
     return Did()
@@ -72,8 +76,17 @@ def _restored(artifact: Image, server: Server, hands: Hands, error: HostError) -
     )
 
 
-def _verify(server: Server, hands: Hands) -> Did:
+def _verify(plan: Plan, server: Server, hands: Hands, rollout: str) -> Did:
+    """Look at what the rollout has changed here, and after its reboot at every container: what drifted beside it is not its failure."""
+    changed = {step.subject for step in plan.steps if step.effect == "change"}
+    reboot = server.steps.get("reboot:host:reboot")
+    booted = reboot is not None and reboot.rollout == rollout and reboot.state == "done"
     differs = drifted(server.recorded, hands)
+    failed = [found for found in differs if found.key in changed or (booted and found.key.kind == "image")]
+    if failed:
+        raise HostError("the host does not have what was recorded: " + "; ".join(map(described, failed)))
     if differs:
-        raise HostError("the host does not have what was recorded: " + "; ".join(map(described, differs)))
+        log.warning(
+            "drift beside the rollout: %s", "; ".join(map(described, differs)), extra={"server": server.lrn}
+        )
     return Did()

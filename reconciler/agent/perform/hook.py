@@ -14,7 +14,7 @@ def hook(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
         raise HostError(f"step {step.id} names no hook")
     environment = {
         "RECONCILER_STEP": step.id,
-        "RECONCILER_REVISION": server.rollout.version if server.rollout else "",
+        "RECONCILER_REVISION": server.revision,
     }
     run_hook(hands.host, step.hook, environment=environment)
     return Did()
