@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import re
-import resource
 import selectors
 import signal
 import subprocess
@@ -129,18 +128,15 @@ class Calls:
 
         With `file_limit` no file that it writes grows over so many bytes: git is ended instead.
         """
-        with self._startable():
-            started = self._git.execute(
-                [self._git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments],
-                as_process=True,
-                start_new_session=True,
-            )
+        command = [self._git.GIT_PYTHON_GIT_EXECUTABLE or "git", *arguments]
+        if file_limit is not None:
+            # It limits itself and then becomes git. A limit that we set on a git that runs may come after the file.
+            command = ["prlimit", f"--fsize={file_limit}", "--", *command]
+        with self._startable(command[0]):
+            started = self._git.execute(command, as_process=True, start_new_session=True)
         child = started.proc
         if child is None:
             raise Unavailable("cannot run git: it did not start")
-        if file_limit is not None:
-            with contextlib.suppress(ProcessLookupError):
-                resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
         try:
             output, errors = _collect(child, timeout)
         except subprocess.TimeoutExpired:
@@ -154,19 +150,19 @@ class Calls:
         """The object database, open for reading; one process for many objects. Raises `GitTimeout` and `Unreadable`."""
         reader = Objects(self._git, timeout)
         try:
-            with self._startable():
+            with self._startable("git"):
                 yield reader
         finally:
             reader.close()
 
     @contextlib.contextmanager
-    def _startable(self) -> Iterator[None]:
+    def _startable(self, program: str) -> Iterator[None]:
         from git.exc import CommandError
 
         try:
             yield
         except CommandError:
-            raise Unavailable("cannot run git: install it, or put it into PATH") from None
+            raise Unavailable(f"cannot run {program}: install it, or put it into PATH") from None
 
     def _last_lines(self, errors: bytes) -> str:
         text = errors.decode(errors="replace")

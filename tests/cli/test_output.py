@@ -266,7 +266,10 @@ CTRL_C = "\x03"
 def on_terminal(
     command: Command, *words: str, env: Mapping[str, str] | None = None, answer: str = ""
 ) -> tuple[int, str]:
-    """Run it on a terminal of its own: its exit status and all that was shown; `answer` is typed when it asks."""
+    """Run it on a terminal of its own: its exit status and all that was shown; `answer` is typed when it asks.
+
+    Ctrl-C is pressed until it helps: between the question and the read that waits for the answer Python only notes it.
+    """
     ours, its = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-m", "reconciler", *words],
@@ -278,21 +281,22 @@ def on_terminal(
         start_new_session=True,
     ) as child:
         os.close(its)
-        shown, end = b"", time.monotonic() + 30
+        shown, end, pressed = b"", time.monotonic() + 60, 0.0
         while time.monotonic() < end:
             if select.select([ours], [], [], 0.05)[0]:
                 try:
                     shown += os.read(ours, 65536)
                 except OSError:
                     break
-            if answer and b"[y/N]" in shown:
-                if answer == CTRL_C:
-                    child.send_signal(signal.SIGINT)
-                else:
-                    os.write(ours, answer.encode())
+            if answer == CTRL_C and b"[y/N]" in shown and time.monotonic() > pressed + 1:
+                child.send_signal(signal.SIGINT)
+                pressed = time.monotonic()
+            elif answer not in ("", CTRL_C) and b"[y/N]" in shown:
+                os.write(ours, answer.encode())
                 answer = ""
         else:
             child.kill()
+            raise AssertionError(f"it does not end; it has shown:\n{shown.decode()}")
         status = child.wait(10)
     os.close(ours)
     text = shown.decode()
