@@ -81,15 +81,19 @@ class Follower:
             return self.state.newest is not before
 
     def at(self, id: str) -> Desired:
-        """The desired state at revision `id`, checked by this host for itself. Raises `Refused` or `Unavailable`."""
+        """The desired state at revision `id`, which somebody else named, checked by this host for itself.
+
+        Raises `Refused` where it is not among those that this host follows or accepts, `Unavailable` where it is not there.
+        """
         with self._mutex:
             if id not in self._read:
                 try:
-                    revision = repository.resolve(self._source, id)
+                    revision = self._trusted(self._source, repository.find(self._source, id))
                 except ReconcilerError:
+                    # Branches and tags may have moved since the last fetch.
                     repository.fetch(self._source)
-                    revision = repository.resolve(self._source, id)
-                self._read_checked(replace(revision, id=id))
+                    revision = self._trusted(self._source, repository.find(self._source, id))
+                self._read_checked(self._source, replace(revision, id=id))
             return self._read[id]
 
     def enter(self, id: str) -> None:
@@ -102,27 +106,38 @@ class Follower:
             memory.entered(self._source, id, self._state_dir)
 
     def _take(self, revision: Revision) -> None:
-        desired = self._read.get(revision.id) or self._read_checked(revision)
+        desired = self._read.get(revision.id) or self._read_checked(
+            self._source, self._trusted(self._source, revision)
+        )
         memory.check_forward(self._source, revision.id, memory.recall(self._state_dir))
         log.info("revision %s is valid", revision.id, extra={"revision": revision.id})
         self.state = replace(self.state, newest=desired)
 
     def _go_on_from_memory(self) -> None:
-        """After a restart: what this host entered last stays in force until a newer revision is good."""
+        """After a restart: what this host entered last stays in force until a newer revision is good.
+
+        The branch may have left it, or the tag be gone: it was on the line when it was entered. Its commit's signature must
+        be good still.
+        """
         accepted = memory.recall(self._state_dir).of(self._source)
         if accepted is None:
             return
+        source = replace(self._source, tag_pattern=None)
         try:
-            self.state = replace(self.state, newest=self.at(accepted.revision))
+            revision = self._trusted(source, repository.resolve(source, accepted.revision))
+            self.state = replace(self.state, newest=self._read_checked(source, revision))
         except ReconcilerError as error:
             log.debug(
                 "revision %s, which this host entered last, cannot be read: %s", accepted.revision, error
             )
 
-    def _read_checked(self, revision: Revision) -> Desired:
-        signer = verify(self._source, revision, self._trust)
-        files = repository.read(self._source, revision.id)
-        desired = parse(files, replace(revision, signer=signer))
+    def _trusted(self, source: Source, revision: Revision) -> Revision:
+        """The revision with the name of who signed it. Raises `Refused` where that is nobody whom this host trusts."""
+        return replace(revision, signer=verify(source, revision, self._trust))
+
+    def _read_checked(self, source: Source, revision: Revision) -> Desired:
+        """The desired state at a trusted revision. Raises `Refused` where it is wrong, or not allowed on this host."""
+        desired = parse(repository.read(source, revision.id), revision)
         wrong = problems(self._policy, desired, self._lrn)
         if wrong:
             raise Refused(

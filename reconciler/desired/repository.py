@@ -1,6 +1,7 @@
 """The desired state's files at a revision. Called by the agent's loop and the commands; changes nothing but the mirror.
 
-`fetch` brings a remote repository up to date, `resolve` says which revision is there now, `read` gives its files.
+`fetch` brings a remote repository up to date, `resolve` says which revision is there now, `find` whether somebody else's is one of
+those that are followed, `read` gives a revision's files.
 A repository on this machine is read in place, from the commit's tree; a directory that is none is read as it stands.
 """
 
@@ -18,9 +19,9 @@ from reconciler.core.state import Revision
 from reconciler.desired import directory, mirror, tree
 from reconciler.desired.calls import Calls, GitTimeout, Objects, Unreadable
 from reconciler.desired.source import COMMIT, CONTENT, Source, check_ref
-from reconciler.errors import Unavailable
+from reconciler.errors import Refused, Unavailable
 
-__all__ = ["Source", "fetch", "fetched_at", "is_descendant", "is_directory", "read", "resolve"]
+__all__ = ["Source", "fetch", "fetched_at", "find", "is_descendant", "is_directory", "read", "resolve"]
 
 _SHOWN = 10
 _NAMES = 100_000
@@ -61,6 +62,30 @@ def resolve(source: Source, ref: str | None = None) -> Revision:
         if header is None:
             raise _unknown(source, calls)
     return Revision(header.id, source.shown, tag)
+
+
+def find(source: Source, commit: str) -> Revision:
+    """The revision `commit` as `source` comes to it: the followed branch's, now or before, or that of a tag that is followed.
+
+    Raises `Refused` for a commit that stands elsewhere in the repository, where others may push.
+    """
+    if _plain_directory(source) is not None or not COMMIT.fullmatch(commit):
+        return resolve(source, commit)
+    revision = resolve(source, commit)
+    if source.tag_pattern is None:
+        if not is_descendant(source, resolve(source).id, revision.id):
+            raise Refused(
+                f"revision {commit} of {source.shown} is refused: it is not on {source.wanted}, which this host follows"
+            )
+        return replace(revision, ref=source.wanted)
+    with _reading(source) as calls:
+        tags = _names(calls, source, "refs/tags", f"--points-at={revision.id}")
+    matching = sorted(fnmatch.filter(tags, source.tag_pattern))
+    if not matching:
+        raise Refused(
+            f"revision {commit} of {source.shown} is refused: no tag {source.tag_pattern!r}, which this host follows, is on it"
+        )
+    return replace(revision, ref=version.highest(matching) or matching[0])
 
 
 def read(source: Source, revision: str) -> list[tuple[str, bytes]]:
@@ -195,9 +220,9 @@ def _highest_tag(source: Source, calls: Calls) -> str:
     return highest
 
 
-def _names(calls: Calls, source: Source, below: str) -> list[str]:
+def _names(calls: Calls, source: Source, below: str, *which: str) -> list[str]:
     answer = calls.run(
-        "for-each-ref", f"--count={_NAMES}", "--format=%(refname)", below, timeout=source.timeout
+        "for-each-ref", f"--count={_NAMES}", "--format=%(refname)", *which, below, timeout=source.timeout
     )
     if answer.status != 0:
         raise Unreadable(answer.error.strip())

@@ -14,6 +14,7 @@ from reconciler.desired.trust import Trust, verify
 from reconciler.errors import Refused, Unavailable, UsageError
 from reconciler.ground import process
 from tests.desired.conftest import Repository
+from tests.ssh_keys import SshKeys
 
 STATE = {"desired-state/a.yaml": "a: 1\n"}
 NO_SIGNATURE = r"has no good signature by a trusted key"
@@ -38,31 +39,6 @@ def test_a_trust_needs_its_keys(kind: str) -> None:
 # --- SSH ------------------------------------------------------------------------------------------------------------
 
 
-class SshKeys:
-    """Two key pairs, and the file in which only `ops` is allowed."""
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        self.directory = directory
-        for name in ("ops", "mallory"):
-            process.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", directory / name],
-                timeout=30,
-            )
-        self.allowed = directory / "allowed signers"
-        self.allow("ops@example.org", "ops")
-
-    def public(self, name: str) -> str:
-        return (self.directory / f"{name}.pub").read_text()
-
-    def allow(self, principal: str, name: str, options: str = "") -> None:
-        self.allowed.write_text(f"{principal} {options} {self.public(name)}")
-
-    def sign_with(self, repository: Repository, name: str) -> None:
-        repository.git("config", "gpg.format", "ssh")
-        repository.git("config", "user.signingKey", str(self.directory / name))
-
-
 @pytest.fixture
 def ssh(tmp_path: Path) -> SshKeys:
     return SshKeys(tmp_path / "ssh")
@@ -73,7 +49,7 @@ needs_ssh = pytest.mark.needs("ssh-keygen")
 
 @needs_ssh
 def test_a_commit_signed_by_an_allowed_key_names_its_signer(repository: Repository, ssh: SshKeys) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     assert signer_of(repository, Trust("ssh", allowed_signers=ssh.allowed)) == "ops@example.org"
 
@@ -87,7 +63,7 @@ def test_a_commit_without_a_signature_is_refused(repository: Repository, ssh: Ss
 
 @needs_ssh
 def test_a_commit_signed_by_another_key_is_refused(repository: Repository, ssh: SshKeys) -> None:
-    ssh.sign_with(repository, "mallory")
+    ssh.sign_with(repository.path, "mallory")
     repository.commit(STATE, "signed", "-S")
     with pytest.raises(Refused, match=NO_SIGNATURE):
         signer_of(repository, Trust("ssh", allowed_signers=ssh.allowed))
@@ -95,7 +71,7 @@ def test_a_commit_signed_by_another_key_is_refused(repository: Repository, ssh: 
 
 @needs_ssh
 def test_a_signature_on_another_commit_is_refused(repository: Repository, ssh: SshKeys) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     text = repository.git("cat-file", "commit", "HEAD") + "\nand more\n"
     forged = repository.git("hash-object", "-t", "commit", "-w", "--stdin", input=text)
@@ -106,7 +82,7 @@ def test_a_signature_on_another_commit_is_refused(repository: Repository, ssh: S
 
 @needs_ssh
 def test_a_revoked_key_is_refused(repository: Repository, ssh: SshKeys, tmp_path: Path) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     revoked = tmp_path / "revoked"
     trust = Trust("ssh", allowed_signers=ssh.allowed, revoked_keys=revoked)
@@ -121,7 +97,7 @@ def test_a_revoked_key_is_refused(repository: Repository, ssh: SshKeys, tmp_path
 def test_a_key_that_was_allowed_until_before_the_commit_is_refused(
     repository: Repository, ssh: SshKeys
 ) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     ssh.allow("ops@example.org", "ops", 'valid-before="20200101"')
     with pytest.raises(Refused, match=NO_SIGNATURE):
@@ -132,7 +108,7 @@ def test_a_key_that_was_allowed_until_before_the_commit_is_refused(
 def test_what_the_repository_says_of_trust_counts_for_nothing(
     repository: Repository, ssh: SshKeys, tmp_path: Path
 ) -> None:
-    ssh.sign_with(repository, "mallory")
+    ssh.sign_with(repository.path, "mallory")
     evil = tmp_path / "evil"
     evil.write_text(f"mallory {ssh.public('mallory')}")
     always = tmp_path / "always"
@@ -154,7 +130,7 @@ def test_what_the_repository_says_of_trust_counts_for_nothing(
 @needs_ssh
 def test_a_tag_must_be_signed_too_where_tags_are_followed(repository: Repository, ssh: SshKeys) -> None:
     trust = Trust("ssh", allowed_signers=ssh.allowed)
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     repository.git("tag", "release-1")
     with pytest.raises(Refused, match=r"tag release-1 is refused: it is no annotated tag"):
@@ -164,7 +140,7 @@ def test_a_tag_must_be_signed_too_where_tags_are_followed(repository: Repository
         signer_of(repository, trust, "release-*")
     repository.git("tag", "--sign", "--message", "x", "release-3")
     assert signer_of(repository, trust, "release-*") == "ops@example.org"
-    ssh.sign_with(repository, "mallory")
+    ssh.sign_with(repository.path, "mallory")
     repository.git("tag", "--sign", "--message", "x", "release-4")
     with pytest.raises(Refused, match=rf"tag release-4 is refused: it {NO_SIGNATURE}"):
         signer_of(repository, trust, "release-*")
@@ -172,7 +148,7 @@ def test_a_tag_must_be_signed_too_where_tags_are_followed(repository: Repository
 
 @needs_ssh
 def test_a_signed_tag_on_an_unsigned_commit_is_refused(repository: Repository, ssh: SshKeys) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE)
     repository.git("tag", "--sign", "--message", "x", "release-1")
     with pytest.raises(Refused, match=rf"commit .* is refused: it {NO_SIGNATURE}"):
@@ -181,7 +157,7 @@ def test_a_signed_tag_on_an_unsigned_commit_is_refused(repository: Repository, s
 
 @needs_ssh
 def test_a_signed_tag_under_another_name_is_refused(repository: Repository, ssh: SshKeys) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     repository.git("tag", "--sign", "--message", "x", "test-1")
     repository.git("update-ref", "refs/tags/release-9", "refs/tags/test-1")
@@ -192,7 +168,7 @@ def test_a_signed_tag_under_another_name_is_refused(repository: Repository, ssh:
 @needs_ssh
 def test_a_tag_that_moved_since_it_was_found_is_refused(repository: Repository, ssh: SshKeys) -> None:
     trust = Trust("ssh", allowed_signers=ssh.allowed)
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     repository.git("tag", "--sign", "--message", "x", "release-1")
     source = Source(str(repository.path), tag_pattern="release-*")
@@ -207,7 +183,7 @@ def test_a_tag_that_moved_since_it_was_found_is_refused(repository: Repository, 
 def test_the_mirror_of_a_remote_is_verified(repository: Repository, ssh: SshKeys, state_dir: Path) -> None:
     from reconciler.desired.repository import fetch
 
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     source = Source(f"file://{repository.path}", state_dir=state_dir)
     fetch(source)
@@ -233,7 +209,7 @@ def test_a_missing_file_is_named(repository: Repository, tmp_path: Path, missing
 
 @needs_ssh
 def test_an_empty_list_of_signers_trusts_nobody(repository: Repository, ssh: SshKeys) -> None:
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     ssh.allowed.write_text("")
     with pytest.raises(Refused, match=NO_SIGNATURE):
@@ -314,7 +290,7 @@ def test_gpg_signatures(repository: Repository, gpg: GpgKeys, ssh: SshKeys, tmp_
     with pytest.raises(Refused, match=NO_SIGNATURE):
         signer_of(repository, trust)
 
-    ssh.sign_with(repository, "ops")
+    ssh.sign_with(repository.path, "ops")
     repository.commit(STATE, "signed", "-S")
     with pytest.raises(Refused, match=NO_SIGNATURE):
         signer_of(repository, trust)

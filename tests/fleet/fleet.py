@@ -226,10 +226,14 @@ class Servers:
         place.mkdir(exist_ok=True)
         said = "\n---\n".join(json.dumps({"apiVersion": "reconciler/v1", **each}) for each in documents)
         (place / "fleet.yaml").write_text((text if text is not None else said) + "\n")
-        _git(self.work, "add", "--all")
-        _git(self.work, "commit", "--quiet", "--allow-empty", "-m", "a revision")
-        _git(self.work, "push", "--quiet", "origin", "HEAD:main")
-        return _git(self.work, "rev-parse", "HEAD").strip()
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "-m", "a revision")
+        self.git("push", "--quiet", "origin", "HEAD:main")
+        return self.git("rev-parse", "HEAD").strip()
+
+    def git(self, *words: str) -> str:
+        """What git says in the work tree from which revisions are pushed."""
+        return _git(self.work, *words)
 
     def deb(self, name: str, version: str) -> dict[str, str]:
         return {"name": name, "owner": "acme", "repository": name, "release": f"v{version}"}
