@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import click
 
@@ -16,17 +16,28 @@ from reconciler.store.keys import DEFAULT_GROUP, Keys, number_in
 Grant = tuple[str, str]
 """A permission (`read`, `readwrite`) and a prefix, or a key where it does not end in a slash."""
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Whom the roles are for. `machines` has the machine ids that are known; without `groups` there may be any lock group."""
+    """Whom the roles are for. `machines` has the machine ids that are known; without `groups` there may be any lock group.
+
+    `name` goes before the names of its users, and into those of its roles, where another fleet has the same etcd.
+    """
 
     servers: tuple[int, ...]
     machines: Mapping[int, str] = field(default_factory=dict)
     never_lead: frozenset[int] = frozenset()
     groups: tuple[str, ...] = ()
+    name: str = ""
+
+    def role(self, name: str) -> str:
+        return f"reconciler-{self.name}-{name}" if self.name else f"reconciler-{name}"
+
+    def user(self, name: str) -> str:
+        return f"{self.name}-{name}" if self.name else name
 
 
 @click.command("etcd-roles", cls=Verb)
@@ -44,8 +55,17 @@ class Fleet:
     metavar="A,B",
     help="The lock groups that there are; any, unless given.",
 )
+@click.option(
+    "--name",
+    "fleet_name",
+    default="",
+    metavar="FLEET",
+    help="For two fleets on one etcd: goes into the names of roles and users, which else would be the same ones.",
+)
 @click.pass_obj
-def etcd_roles(call: Call, servers: str | None, never_lead: str | None, lock_groups: str | None) -> int:
+def etcd_roles(
+    call: Call, servers: str | None, never_lead: str | None, lock_groups: str | None, fleet_name: str
+) -> int:
     """Print the etcdctl commands for roles and users: a server's agent, leading, operating, FleetLock, reading.
 
     An agent's credential writes only its own server's keys; one that may lead gets the role `reconciler-leader` too.
@@ -53,7 +73,10 @@ def etcd_roles(call: Call, servers: str | None, never_lead: str | None, lock_gro
     """
     options = call.options
     keys = Keys(options.prefix, options.lock_prefix)
-    lines = list(commands(keys, _fleet(servers or str(options.lrn), never_lead, lock_groups)))
+    if fleet_name and not _NAME.fullmatch(fleet_name):
+        raise UsageError(f"cannot use the name {fleet_name!r}: write letters, digits, '.', '_' and '-'")
+    fleet = _fleet(servers or str(options.lrn), never_lead, lock_groups)
+    lines = list(commands(keys, replace(fleet, name=fleet_name)))
     if options.output == "json":
         from reconciler.cli.compose import print_json
 
@@ -66,19 +89,19 @@ def etcd_roles(call: Call, servers: str | None, never_lead: str | None, lock_gro
 def commands(keys: Keys, fleet: Fleet) -> Iterator[str]:
     """The commands, one a line, for `sh`."""
     yield "# Roles. Granting again changes nothing."
-    yield from _role("reconciler-reader", readable(keys))
+    yield from _role(fleet.role("reader"), readable(keys))
     for lrn in fleet.servers:
-        yield from _role(f"reconciler-agent-{lrn}", agent(keys, lrn, fleet))
-    yield from _role("reconciler-leader", leader(keys, fleet))
-    yield from _role("reconciler-operator", operator(keys))
-    yield from _role("reconciler-fleetlock", fleetlock(keys, fleet))
+        yield from _role(fleet.role(f"agent-{lrn}"), agent(keys, lrn, fleet))
+    yield from _role(fleet.role("leader"), leader(keys, fleet))
+    yield from _role(fleet.role("operator"), operator(keys))
+    yield from _role(fleet.role("fleetlock"), fleetlock(keys, fleet))
     yield "# Users. etcdctl asks for each password."
     for lrn in fleet.servers:
-        roles = ["reconciler-reader", f"reconciler-agent-{lrn}"]
-        yield from _user(f"agent-{lrn}", roles if lrn in fleet.never_lead else [*roles, "reconciler-leader"])
-    yield from _user("operator", ["reconciler-reader", "reconciler-operator"])
-    yield from _user("fleetlock", ["reconciler-fleetlock"])
-    yield from _user("reader", ["reconciler-reader"])
+        leads = () if lrn in fleet.never_lead else ("leader",)
+        yield from _user(fleet, f"agent-{lrn}", "reader", f"agent-{lrn}", *leads)
+    yield from _user(fleet, "operator", "reader", "operator")
+    yield from _user(fleet, "fleetlock", "fleetlock")
+    yield from _user(fleet, "reader", "reader")
     yield "# Last of all, once a user root with the role root exists: etcdctl auth enable"
 
 
@@ -167,10 +190,10 @@ def _role(name: str, grants: list[Grant]) -> Iterator[str]:
         yield f"etcdctl role grant-permission {name} {flag}{permission} {shlex.quote(key)}"
 
 
-def _user(name: str, roles: list[str]) -> Iterator[str]:
-    yield f"etcdctl user add {name} || true"
+def _user(fleet: Fleet, name: str, *roles: str) -> Iterator[str]:
+    yield f"etcdctl user add {fleet.user(name)} || true"
     for role in roles:
-        yield f"etcdctl user grant-role {name} {role}"
+        yield f"etcdctl user grant-role {fleet.user(name)} {fleet.role(role)}"
 
 
 def _fleet(servers: str, never_lead: str | None, lock_groups: str | None) -> Fleet:

@@ -12,8 +12,8 @@ import pytest
 from reconciler.desired.repository import Source, resolve
 from reconciler.desired.trust import Trust, verify
 from reconciler.errors import Refused, Unavailable, UsageError
-from reconciler.ground import process
 from tests.desired.conftest import Repository
+from tests.gpg_keys import GpgKeys, gpg_keys
 from tests.ssh_keys import SshKeys
 
 STATE = {"desired-state/a.yaml": "a: 1\n"}
@@ -219,44 +219,10 @@ def test_an_empty_list_of_signers_trusts_nobody(repository: Repository, ssh: Ssh
 # --- GPG ------------------------------------------------------------------------------------------------------------
 
 
-class GpgKeys:
-    """A GnuPG home in which keys are made and used, and never looked at by what is tested."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.program = home / "sign"
-        self.program.write_text(
-            f'#!/bin/sh\nGNUPGHOME={home} exec gpg --batch --pinentry-mode loopback --passphrase "" "$@"\n'
-        )
-        self.program.chmod(0o755)
-
-    def run(self, *arguments: str, input: str | None = None) -> str:
-        return process.run([self.program, *arguments], timeout=60, input=input).stdout
-
-    def make(self, name: str) -> str:
-        """A new key pair; its fingerprint."""
-        self.run("--quick-generate-key", f"{name} <{name}@example.org>", "ed25519", "sign", "never")
-        return next(line.split(":")[9] for line in self.listed(name) if line.startswith("fpr"))
-
-    def listed(self, name: str) -> list[str]:
-        return self.run("--with-colons", "--list-keys", f"{name}@example.org").splitlines()
-
-    def export(self, fingerprint: str, *options: str) -> str:
-        return self.run(*options, "--export", fingerprint)
-
-    def sign_with(self, repository: Repository, fingerprint: str) -> None:
-        repository.git("config", "gpg.format", "openpgp")
-        repository.git("config", "gpg.program", str(self.program))
-        repository.git("config", "user.signingKey", fingerprint)
-
-
 @pytest.fixture
 def gpg() -> Iterator[GpgKeys]:
-    # The agent's socket must fit into 108 bytes, so not in the test's own long path.
-    with tempfile.TemporaryDirectory(prefix="gpg-", ignore_cleanup_errors=True) as home:
-        keys = GpgKeys(Path(home))
+    with gpg_keys() as keys:
         yield keys
-        process.run(["gpgconf", "--homedir", home, "--kill", "all"], timeout=30)
 
 
 needs_gpg = pytest.mark.needs("gpg", "gpgconf")
@@ -270,7 +236,7 @@ def test_gpg_signatures(repository: Repository, gpg: GpgKeys, ssh: SshKeys, tmp_
     trust = Trust("gpg", keyring=keyring)
     before = set(Path(tempfile.gettempdir()).glob("reconciler-gpg-*"))
 
-    gpg.sign_with(repository, ops)
+    gpg.sign_with(repository.path, ops)
     repository.commit(STATE, "signed", "-S")
     assert signer_of(repository, trust) == "ops <ops@example.org>"
     repository.git("tag", "--sign", "--message", "x", "release-1")
@@ -285,7 +251,7 @@ def test_gpg_signatures(repository: Repository, gpg: GpgKeys, ssh: SshKeys, tmp_
     with pytest.raises(Refused, match=NO_SIGNATURE):
         signer_of(repository, replace(trust, revoked_keys=revoked))
 
-    gpg.sign_with(repository, mallory)
+    gpg.sign_with(repository.path, mallory)
     repository.commit(STATE, "signed", "-S")
     with pytest.raises(Refused, match=NO_SIGNATURE):
         signer_of(repository, trust)

@@ -166,13 +166,20 @@ def test_fleetlock_writes_slots_and_nothing_else(users: dict[str, Client]) -> No
 
 def test_roles_for_named_lock_groups_and_machines_are_as_narrow_as_that(tmp_path: Path) -> None:
     """What is left is what etcd cannot divide: a group's document, and its line."""
-    words = ["--servers", f"0={machine(0)},1={machine(1)}", "--lock-groups", "default,rack 1"]
+    words = [
+        "--name",
+        "east",
+        "--servers",
+        f"0={machine(0)},1={machine(1)}",
+        "--lock-groups",
+        "default,rack 1",
+    ]
     keys = Keys("/fleet/", "locks")
     with EtcdServer(arguments=("--bcrypt-cost", "4")) as server:
         users = make_users(server.endpoint, tmp_path, keys, words)
         with (
-            Client(users.options(server.endpoints, agent(1))) as one_agent,
-            Client(users.options(server.endpoints, "fleetlock")) as fleetlock,
+            Client(users.options(server.endpoints, f"east-{agent(1)}")) as one_agent,
+            Client(users.options(server.endpoints, "east-fleetlock")) as fleetlock,
         ):
             for group in ("default", "rack 1"):
                 own = [keys.semaphore(group), keys.holder(group, machine(1)), keys.waiter(group, 7)]

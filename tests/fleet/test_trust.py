@@ -9,6 +9,7 @@ import pytest
 from reconciler.core.state import ABORTED
 from tests.etcd_users import FOLLOWERS
 from tests.fleet.fleet import Machine, Servers
+from tests.gpg_keys import gpg_keys
 from tests.ssh_keys import SshKeys
 
 pytestmark = pytest.mark.needs("ssh-keygen")
@@ -63,6 +64,25 @@ def test_a_follower_does_not_take_the_leaders_word(servers: Servers, ssh: SshKey
     servers.wait_for_stop(servers.push({"tool": "2.0"}))
     servers.has("tool", "1.0")
     assert strict.process and strict.process.poll() is None
+
+
+@pytest.mark.needs("gpg", "gpgconf")
+def test_gpg_signatures(servers: Servers, tmp_path: Path) -> None:
+    keyring = tmp_path / "keys.asc"
+    with gpg_keys() as gpg:
+        ops, mallory = gpg.make("ops"), gpg.make("mallory")
+        keyring.write_text(gpg.export(ops, "--armor"))
+        machine = servers.add(0, "--verify", "gpg", "--keyring", str(keyring))
+        servers.git("config", "commit.gpgSign", "true")
+        gpg.sign_with(servers.work, ops)
+        servers.start()
+        servers.wait_for_end(servers.push({"tool": "1.0"}))
+        gpg.sign_with(servers.work, mallory)
+        all_refuse(servers, servers.push({"tool": "2.0"}))
+        assert machine.deb("tool") == "ii 1.0"
+        gpg.sign_with(servers.work, ops)
+        servers.wait_for_end(servers.push({"tool": "2.0"}))
+        servers.has("tool", "2.0")
 
 
 def test_a_tag_that_is_followed_must_be_signed_too(servers: Servers, ssh: SshKeys) -> None:
