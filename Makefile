@@ -20,7 +20,7 @@ help: ## show this list
 
 .PHONY: setup
 setup: ## install the system's packages that tests and demo use (as root, with apt-get; otherwise name them)
-	@tools/system-packages
+	@tools/system-packages "$(PYTHON)"
 
 .PHONY: venv
 venv: $(MADE) ## make the virtual environment .venv (made anew when pyproject.toml has changed)

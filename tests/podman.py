@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
-def configure(directory: Path) -> dict[str, str]:
-    """The environment that makes podman keep everything below `directory`."""
+def configure(directory: Path, driver: str = "vfs") -> dict[str, str]:
+    """The environment that makes podman (and buildah) keep everything below `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
     storage, engine = directory / "storage.conf", directory / "containers.conf"
     storage.write_text(
-        f'[storage]\ndriver = "vfs"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
+        f'[storage]\ndriver = "{driver}"\ngraphroot = "{directory}/graph"\nrunroot = "{directory}/run"\n'
     )
     engine.write_text(
         '[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]\n'

@@ -14,15 +14,18 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
 from reconciler.host.driver import Host
 from reconciler.store.transaction import under
+from tests import podman
 from tests.conftest import Etcd
+from tests.debian_base import BUNDLE, base_archive, unpack
 from tests.debs import DebSpec, build, state
 from tests.etcd_server import free_ports
 from tests.release_server import ReleaseServer
@@ -30,113 +33,86 @@ from tests.release_server import ReleaseServer
 ROOT = Path(__file__).parent.parent
 IMAGE = "localhost/reconciler:test"
 BASE = "localhost/base:test"
-BUNDLE = "etc/ssl/certs/ca-certificates.crt"
-SURROUNDINGS = ("--network", "host", "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000")
-"""What podman needs on a machine without systemd, where runc cannot raise limits."""
 LARGEST = 190 << 20
 """Bytes that the image may have over its base."""
 PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_DEFAULT_TIMEOUT")
 
-pytestmark = pytest.mark.needs("buildah", "podman", "runc", "debootstrap", "apt-get")
-
-
-def run(*argv: str | Path, timeout: float = 290) -> str:
-    done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL
-    )
-    assert done.returncode == 0, (
-        f"{argv} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-4000:]}"
-    )
-    return done.stdout
+pytestmark = [
+    pytest.mark.needs("buildah", "podman", "runc", "debootstrap", "apt-get"),
+    # The first test's includes the base and the image.
+    pytest.mark.timeout(900),
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Storage:
-    """Images and containers below a directory of their own, run without control groups or systemd."""
+    """Images and containers below a directory of their own, run without systemd."""
 
     directory: Path
-    driver: str
+    environment: Mapping[str, str]
 
     @classmethod
     def below(cls, directory: Path) -> Storage:
         """With layers where this machine has them; where it has not, each container is a copy of its image."""
-        layered = cls(directory, "overlay")
-        asked = subprocess.run(
-            ["podman", *layered.options, "info"], capture_output=True, timeout=60, check=False
-        )
-        return layered if asked.returncode == 0 else cls(directory, "vfs")
-
-    @property
-    def options(self) -> list[str]:
-        places = ["--root", str(self.directory / self.driver), "--runroot", str(self.directory / "run")]
-        return [*places, "--storage-driver", self.driver]
+        layered = cls(directory, podman.configure(directory, "overlay"))
+        if layered.call("podman", "info").returncode == 0:
+            return layered
+        return cls(directory, podman.configure(directory))
 
     @property
     def host(self) -> Path:
         """The file system of the server that a sidecar works for."""
         return self.directory / "host"
 
-    def podman(self, *argv: str) -> str:
-        return run("podman", *self.options, "--runtime", "/usr/sbin/runc", *argv)
+    def call(self, *argv: str | Path, timeout: float = 290) -> subprocess.CompletedProcess[str]:
+        """One call of podman or buildah on this storage, however it ends."""
+        environment = {"PATH": os.environ["PATH"], "HOME": "/root", **self.environment}
+        return subprocess.run(
+            argv, env=environment, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
+
+    def podman(self, *argv: str | Path) -> str:
+        return self.must("podman", *argv)
+
+    def must(self, *argv: str | Path) -> str:
+        done = self.call(*argv)
+        said = (done.stdout + done.stderr)[-4000:]
+        assert done.returncode == 0, f"{argv} ended with {done.returncode}:\n{said}"
+        return done.stdout
 
     def run(self, *argv: str, options: Sequence[str] = ()) -> str:
-        return self.podman("run", "--rm", "--no-healthcheck", *SURROUNDINGS, *options, IMAGE, *argv)
+        place = ("--rm", "--no-healthcheck", "--network", "host")
+        return self.podman("run", *place, *options, IMAGE, *argv)
 
 
 @pytest.fixture(scope="module")
-def storage() -> Iterator[Storage]:
+def storage(request: pytest.FixtureRequest) -> Iterator[Storage]:
     if os.geteuid() != 0:
         pytest.skip("debootstrap wants root")
+    cache = request.config.cache
+    assert cache is not None
+    archive = base_archive(cache.mkdir("base"))
     # podman takes no run root of more than 50 characters, and pytest's directories grow longer with every run.
     directory = Path(tempfile.mkdtemp(prefix="podman-"))
     try:
         made = Storage.below(directory)
-        _import_base(made)
+        unpack(archive, made.host)
+        # From the tree and not from the archive: this machine's certificates are in it.
+        made.must("sh", "-c", f"tar --directory {made.host} --create . | podman import - {BASE}")
         _build(made)
         yield made
+        made.podman("pod", "rm", "--all", "--force", "--time", "0")
         made.podman("rm", "--all", "--force", "--time", "0")
         made.podman("rmi", "--all", "--force")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _import_base(storage: Storage) -> None:
-    release = dict(re.findall(r'^(\w+)="?([^"\n]*)"?$', Path("/etc/os-release").read_text(), re.MULTILINE))
-    codename = release["VERSION_CODENAME"]
-    targets = run(
-        "apt-get", "indextargets", "--format", "$(CODENAME) $(SITE) $(COMPONENT)", "Created-By: Packages"
-    )
-    archives = [line.split() for line in targets.splitlines() if line.startswith(f"{codename} ")]
-    assert archives, f"apt-get names no archive of {codename}: {targets}"
-    components = ",".join(sorted({component for _, _, component in archives} & {"main", "universe"}))
-    base = storage.host
-    run(
-        "debootstrap",
-        "--variant=minbase",
-        "--include=ca-certificates",
-        f"--components={components}",
-        codename,
-        base,
-        archives[0][1],
-    )
-    run("chroot", base, "apt-get", "clean")
-    for index in (base / "var/lib/apt/lists").glob("*_*"):
-        index.unlink()
-    # A throw-away image need not reach the disk before the next package.
-    (base / "etc" / "dpkg" / "dpkg.cfg.d" / "unsafe-io").write_text("force-unsafe-io\n")
-    # Who may vouch for the package index is this machine's affair.
-    shutil.copy(Path("/") / BUNDLE, base / BUNDLE)
-    archive = storage.directory / "base.tar"
-    run("tar", "--directory", base, "--create", "--file", archive, ".")
-    run("podman", *storage.options, "import", archive, BASE)
-    archive.unlink()
-
-
 def _build(storage: Storage) -> None:
     settings = [f"--build-arg={name}={os.environ[name]}" for name in PIP_SETTINGS if name in os.environ]
-    run(
+    storage.must(
         "buildah",
-        *storage.options,
         "bud",
         "--isolation=chroot",
         "--network=host",
@@ -164,11 +140,11 @@ def test_dry_run_shows_the_real_set(storage: Storage) -> None:
 
 
 def test_the_image_says_what_it_is(storage: Storage) -> None:
-    (image,) = json.loads(run("podman", *storage.options, "image", "inspect", IMAGE))
+    (image,) = json.loads(storage.podman("image", "inspect", IMAGE))
     config = image["Config"]
     assert config["Entrypoint"] == ["reconcile"]
     assert config["StopSignal"] == "SIGTERM"
-    assert "/livez" in image["Healthcheck"]["Test"][-1]
+    assert image["Healthcheck"]["Test"] == ["CMD", "python3", "-m", "reconciler.web.probe"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert config["Labels"]["org.opencontainers.image.revision"] == "0123abc"
     settings = [variable for variable in config["Env"] if variable.startswith("PIP_")]
@@ -218,7 +194,22 @@ class Sidecar:
     storage: Storage
     fleet: Path
     releases: ReleaseServer
-    name = "reconciler"
+    port: int
+    etcd: Etcd
+    name: str = "reconciler"
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What the agent is told, beside where its host is."""
+        return {
+            "REPO": "/fleet.git",
+            "LRN": "0",
+            "LISTEN": f"127.0.0.1:{self.port}",
+            "ETCD": self.etcd.endpoint,
+            "PREFIX": self.etcd.prefix,
+            "LOCK_PREFIX": self.etcd.lock_prefix,
+            "GITHUB_API": self.releases.url,
+        }
 
     def push(self, version: str) -> None:
         """A revision that wants the package `greeting` in this version, on its branch of the bare repository."""
@@ -237,73 +228,79 @@ class Sidecar:
         return state(Host(self.storage.host), "greeting")
 
     def inside(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        command = ["podman", *self.storage.options, "--runtime", "/usr/sbin/runc", "exec", self.name, *argv]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return self.storage.call("podman", "exec", self.name, *argv, timeout=60)
 
     def is_healthy(self) -> bool:
         """What the image's own health check says."""
-        command = ["podman", *self.storage.options, "--runtime", "/usr/sbin/runc"]
-        asked = subprocess.run(
-            [*command, "healthcheck", "run", self.name], capture_output=True, timeout=60, check=False
-        )
-        return asked.returncode == 0
+        return self.storage.call("podman", "healthcheck", "run", self.name, timeout=60).returncode == 0
 
     def of(self, field: str) -> str:
         return self.storage.podman("inspect", "--format", f"{{{{{field}}}}}", self.name).strip()
 
+    def has_child(self, state: str) -> bool:
+        """Whether the container's process 1 has a child called `sleep` in this state."""
+        process_1 = self.of(".State.Pid")
+        for file in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                name, _, rest = file.read_text().partition("(")[2].rpartition(")")
+                if name == "sleep" and rest.split()[:2] == [state, process_1]:
+                    return True
+        return False
+
     def log(self) -> str:
-        command = ["podman", *self.storage.options, "logs", self.name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = self.storage.call("podman", "logs", self.name, timeout=60)
         return done.stdout + done.stderr
 
     def wait(self, what: str, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while not condition():
-            assert time.monotonic() < end, f"not within 30 s: {what}\n{self.log()}"
+            assert time.monotonic() < end, f"not within 90 s: {what}\n{self.log()}"
             time.sleep(0.1)
 
 
 def git(directory: Path, *words: str | Path) -> None:
-    run("git", "-C", directory, "-c", "user.name=a", "-c", "user.email=a@example.com", *words)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.com"]
+    subprocess.run(["git", *identity, *words], cwd=directory, capture_output=True, timeout=60, check=True)
 
 
 @pytest.fixture
-def sidecar(storage: Storage, etcd: Etcd, tmp_path: Path) -> Iterator[Sidecar]:
-    """A read-only container with the mounts that examples/sidecar gives it."""
+def fleet(storage: Storage, etcd: Etcd, tmp_path: Path) -> Iterator[Sidecar]:
+    """A server, and a repository that wants version 1.0 of a package on it; no agent yet."""
     (storage.host / "etc" / "machine-id").write_text(f"{1:032x}\n")
-    (storage.host / "var" / "lib" / "reconciler").mkdir(exist_ok=True)
+    shutil.rmtree(storage.host / "var/lib/reconciler", ignore_errors=True)
+    (storage.host / "var/lib/reconciler").mkdir()
+    with contextlib.suppress(AssertionError):
+        storage.must("dpkg", "--root", storage.host, "--purge", "greeting")
     git(tmp_path, "init", "--quiet", "--bare", "--initial-branch=main", tmp_path / "fleet.git")
     git(tmp_path, "clone", "--quiet", tmp_path / "fleet.git", tmp_path / "work")
     (port,) = free_ports(1)
     with ReleaseServer(tmp_path / "releases").serving() as releases:
-        made = Sidecar(storage, tmp_path, releases)
+        made = Sidecar(storage, tmp_path, releases, port, etcd)
         made.push("1.0")
-        mounts = {
-            storage.host: "/host",
-            storage.host / "var/lib/reconciler": "/var/lib/reconciler",
-            tmp_path / "fleet.git": "/fleet.git:ro",
-        }
-        told = {
-            "REPO": "/fleet.git",
-            "LRN": "0",
-            "HOST_ROOT": "/host",
-            "LISTEN": f"127.0.0.1:{port}",
-            "ETCD": etcd.endpoint,
-            "PREFIX": etcd.prefix,
-            "LOCK_PREFIX": etcd.lock_prefix,
-            "GITHUB_API": releases.url,
-        }
-        volumes = [f"--volume={source}:{target}" for source, target in mounts.items()]
-        variables = [f"--env=RECONCILER_{name}={value}" for name, value in told.items()]
-        # No systemd is here whose timer would ask for the container's health: the test does.
-        timer = ["--health-interval", "disable"]
-        place = ["--name", made.name, "--read-only", "--read-only-tmpfs=false", *timer, *SURROUNDINGS]
-        try:
-            storage.podman("run", "--detach", *place, *volumes, *variables, IMAGE, "agent")
-            yield made
-        finally:
-            with contextlib.suppress(AssertionError):
-                storage.podman("rm", "--force", "--time", "0", made.name)
+        yield made
+
+
+@pytest.fixture
+def sidecar(fleet: Sidecar) -> Iterator[Sidecar]:
+    """A read-only container with the mounts that examples/sidecar gives it."""
+    storage = fleet.storage
+    mounts = {
+        storage.host: "/host",
+        storage.host / "var/lib/reconciler": "/var/lib/reconciler",
+        fleet.fleet / "fleet.git": "/fleet.git:ro",
+    }
+    told = {"HOST_ROOT": "/host", **fleet.settings}
+    volumes = [f"--volume={source}:{target}" for source, target in mounts.items()]
+    variables = [f"--env=RECONCILER_{name}={value}" for name, value in told.items()]
+    # No systemd is here whose timer would ask for the container's health: the test does.
+    timer = ["--health-interval", "disable"]
+    place = ["--name", fleet.name, "--read-only", "--read-only-tmpfs=false", *timer, "--network=host"]
+    try:
+        storage.podman("run", "--detach", *place, *volumes, *variables, IMAGE, "agent")
+        yield fleet
+    finally:
+        with contextlib.suppress(AssertionError):
+            storage.podman("rm", "--force", "--time", "0", fleet.name)
 
 
 @pytest.mark.needs("etcd", "git", "dpkg-deb")
@@ -317,6 +314,11 @@ def test_the_sidecar_follows_a_push_changes_the_host_and_ends_in_order(sidecar: 
 
     sidecar.push("2.0")
     sidecar.wait("a push does not wait for the poll", lambda: sidecar.on_the_host() == "ii 2.0")
+
+    # Whoever loses its parent becomes a child of process 1, which is the agent; the shell is gone before `sleep` is.
+    sidecar.inside("sh", "-c", "sleep 2 >/dev/null 2>&1 &")
+    sidecar.wait("an orphan is taken over", lambda: sidecar.has_child("S"))
+    sidecar.wait("and reaped", lambda: not sidecar.has_child("S") and not sidecar.has_child("Z"))
 
     # The health check is one that can fail: an agent that does not answer.
     agent = int(sidecar.of(".State.Pid"))
@@ -333,6 +335,49 @@ def test_the_sidecar_follows_a_push_changes_the_host_and_ends_in_order(sidecar: 
 
 
 # --- examples/sidecar -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("catatonit", "etcd", "git", "dpkg-deb")
+def test_podman_plays_the_pod_which_changes_the_host(fleet: Sidecar, etcd: Etcd, tmp_path: Path) -> None:
+    """examples/sidecar/pod.yaml with this test's directories, and `chroot` for the host that has no processes."""
+    storage = fleet.storage
+    pod = yaml.safe_load((ROOT / "examples" / "sidecar" / "pod.yaml").read_text())
+    (agent,) = pod["spec"]["containers"]
+    agent["image"] = IMAGE
+    told = {variable["name"]: variable["value"] for variable in agent["env"]}
+    told |= {f"RECONCILER_{name}": value for name, value in fleet.settings.items()}
+    told |= {"RECONCILER_HOST_EXEC": "chroot"}
+    agent["env"] = [{"name": name, "value": value} for name, value in told.items()]
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc" / "config.yaml").write_text("repo: /fleet.git\n")
+    places = {
+        "host": storage.host,
+        "state": storage.host / "var/lib/reconciler",
+        "configuration": tmp_path / "etc",
+        "repository": fleet.fleet / "fleet.git",
+    }
+    agent["volumeMounts"].append({"name": "repository", "mountPath": "/fleet.git", "readOnly": True})
+    pod["spec"]["volumes"].append({"name": "repository", "hostPath": {"type": "Directory"}})
+    for volume in pod["spec"]["volumes"]:
+        volume["hostPath"]["path"] = str(places[volume["name"]])
+    manifest = tmp_path / "pod.yaml"
+    manifest.write_text(yaml.safe_dump(pod))
+    played = replace(fleet, name="reconciler-agent")
+    try:
+        storage.podman("kube", "play", manifest)
+        played.wait("the host has the package", lambda: played.on_the_host() == "ii 1.0")
+        assert played.inside("dpkg-query", "--show", "greeting").returncode == 1, "the container has it not"
+        assert "Read-only file system" in played.inside("touch", "/tmp/anything").stderr
+        assert played.is_healthy(), "the liveness probe"
+        assert played.of(".HostConfig.Privileged") == "true"
+        assert played.of(".HostConfig.NetworkMode") == "host"
+        played.wait("all is recorded", lambda: "finishes the rollout" in played.log())
+        storage.podman("pod", "stop", "--time", "20", "reconciler")
+        assert played.of(".State.ExitCode") == "0", played.log()
+        line, agents = etcd.client.read([under(etcd.keys.election), under(etcd.keys.agents)]).items
+        assert not line and not agents, "it ended in order"
+    finally:
+        storage.podman("kube", "down", manifest)
 
 
 @pytest.mark.parametrize("execution", ["nsenter", "chroot"])

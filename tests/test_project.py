@@ -54,7 +54,7 @@ def test_without_root_missing_packages_are_named_and_the_set_up_goes_on() -> Non
         )
     assert done.returncode == 0, done.stderr
     assert "sudo make setup" in done.stderr
-    for package in ("etcd-server", "git", "podman", "busybox-static"):
+    for package in ("etcd-server", "git", "podman", "busybox-static", "python3-venv"):
         assert package in done.stderr
 
 

@@ -13,7 +13,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,6 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from artifacts import build_package, push_image, static_busybox
 from machines import (
@@ -31,6 +29,7 @@ from machines import (
     etcd,
     free_port,
     free_ports_that_end_in,
+    interruption,
     outside,
     registry,
     running,
@@ -400,28 +399,27 @@ def main() -> int:
         os.execvp("unshare", unshare)  # noqa: S606  (an argument list; replaces this process)
     # A hook that others than root could write is not run.
     os.umask(0o022)
-    signal.signal(signal.SIGTERM, _interrupted)
-    signal.signal(signal.SIGHUP, _interrupted)
-    directory = Path(tempfile.mkdtemp(prefix="three-servers-"))
+    interruption.catch()
+    directory: Path | None = None
     began = time.monotonic()
     try:
+        with interruption.held():
+            directory = Path(tempfile.mkdtemp(prefix="three-servers-"))
         story(directory)
     except KeyboardInterrupt:
         say("\ninterrupted: cleaned up")
         return 130
     except (DemoFailed, subprocess.SubprocessError, OSError, RuntimeError) as error:
         say(f"\nThe demo failed: {error}")
-        _show_logs(directory)
+        if directory is not None:
+            _show_logs(directory)
         return 1
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        shutil.rmtree(directory, ignore_errors=True)
+        if directory is not None:
+            with interruption.held():
+                shutil.rmtree(directory, ignore_errors=True)
     say(f"\nDone in {time.monotonic() - began:.0f} s; every process has ended and {directory} is removed.")
     return 0
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _show_logs(directory: Path) -> None:

@@ -17,12 +17,47 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 # As the machine has it; then what a machine without control groups or with low limits (a container, CI) still can.
 CONTAINER_SETTINGS = (
     "",
     'runtime = "runc"\n[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1000:1000"]\n',
 )
+
+
+class Interruption:
+    """Ctrl-C and the like: one KeyboardInterrupt, which waits while something is being started or cleaned up."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._asked = self._raised = False
+
+    def catch(self) -> None:
+        """From now on. A second one changes nothing: what is being cleaned up has its own time limits."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._ask)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            self._tell()
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._asked and not self._raised and not self._held:
+            self._raised = True
+            raise KeyboardInterrupt
+
+
+interruption = Interruption()
 
 
 def outside() -> dict[str, str]:
@@ -55,20 +90,27 @@ def running(
     argv: Sequence[str | Path], log: Path, grace: float = 10.0, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program for as long as the block runs, in a process group of its own: Ctrl-C is for the demo, which ends it."""
-    with log.open("ab") as output:
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
-        )
+    child: subprocess.Popen[bytes] | None = None
     try:
+        with interruption.held(), log.open("ab") as output:
+            child = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env, start_new_session=True
+            )
         yield child
     finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(grace)
-        except subprocess.TimeoutExpired:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        if child is not None:
+            with interruption.held():
+                _end(child, grace)
+
+
+def _end(child: subprocess.Popen[bytes], grace: float) -> None:
+    child.send_signal(signal.SIGTERM)
+    try:
+        child.wait(grace)
+    except subprocess.TimeoutExpired:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 def wait_for(address: str, child: subprocess.Popen[bytes], log: Path, timeout: float = 20.0) -> None:
@@ -204,18 +246,20 @@ class Server:
             yield
         finally:
             if self.containers:
-                for argv in (
-                    ["podman", "rm", "--all", "--force", "--time", "1"],
-                    ["podman", "rmi", "--all", "--force"],
-                ):
-                    subprocess.run(
-                        argv,
-                        env=self.environment,
-                        capture_output=True,
-                        stdin=subprocess.DEVNULL,
-                        timeout=60,
-                        check=False,
-                    )
+                with interruption.held():
+                    self._podman("rm", "--all", "--force", "--time", "1")
+                    self._podman("rmi", "--all", "--force")
+
+    def _podman(self, *words: str) -> None:
+        subprocess.run(
+            ["podman", *words],
+            env=self.environment,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            timeout=60,
+            check=False,
+        )
 
 
 def container_settings_that_work(directory: Path, busybox: Path) -> tuple[str | None, str]:
@@ -241,6 +285,7 @@ def container_settings_that_work(directory: Path, busybox: Path) -> tuple[str | 
                     "true",
                 ],
                 env=trial.environment,
+                start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,

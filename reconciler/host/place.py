@@ -29,7 +29,10 @@ _DIRECTORY = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 def command(host: Host, argv: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """The argument list that runs `argv` on the host: as it stands, in a chroot, or in the namespaces of process 1."""
+    """The argument list that runs `argv` on the host: as it stands, in a chroot, or in the namespaces of process 1.
+
+    Raises `HostError` where process 1 is plainly not the host's, as in a container with processes of its own.
+    """
     words = [os.fspath(word) for word in argv]
     match host.exec:
         case "direct":
@@ -37,7 +40,21 @@ def command(host: Host, argv: Iterable[str | os.PathLike[str]]) -> list[str]:
         case "chroot":
             return ["chroot", str(host.root), *words]
         case "nsenter":
+            _check_process_1(host)
             return ["nsenter", "--target=1", "--mount", "--uts", "--ipc", "--net", "--pid", "--", *words]
+
+
+def _check_process_1(host: Host) -> None:
+    """What is meant for the host must not change the container: the root of process 1 has to be the host's own."""
+    try:
+        found, wanted = Path("/proc/1/root").stat(), host.root.stat()
+    except OSError:
+        return  # who may not look may not enter either, and nsenter says so
+    if not os.path.samestat(found, wanted):
+        raise HostError(
+            f"cannot run anything on the host by nsenter: the root of process 1 is not {host.root}; "
+            "give the container the host's process namespace (hostPID, pid: host), or say --host-exec chroot"
+        )
 
 
 def inherited(host: Host) -> tuple[int, ...]:

@@ -78,7 +78,9 @@ def test_clone_install_plan(home: Path) -> None:
     shutil.rmtree(home / "clone/schemas")  # they come with the package
 
     ran = as_user(home, home / "venv/bin/reconcile", "--dry-run")
-    assert (ran.returncode, ran.stderr) == (0, "")
+    # An ordinary user's podman does not run everywhere (in a chroot there are no user namespaces), and it is said.
+    said = re.sub(r"this host is not looked at for image: .*\n", "", ran.stderr)
+    assert (ran.returncode, said) == (0, "")
     lines = ran.stdout.splitlines()
     assert re.fullmatch(
         r"Desired +HEAD@[0-9a-f]{7} +Recorded +nothing \(no embedded etcd in .+ yet\)", lines[0]

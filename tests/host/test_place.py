@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -148,6 +150,31 @@ def test_how_a_command_runs_on_the_host() -> None:
     entered = place.command(Host(root=Path("/host"), exec="nsenter"), ["dpkg", "-l"])
     assert entered[:2] == ["nsenter", "--target=1"]
     assert entered[-3:] == ["--", "dpkg", "-l"]
+
+
+@pytest.mark.needs("unshare")
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a process namespace")
+def test_nothing_is_run_in_process_1_where_that_is_not_the_hosts(tmp_path: Path) -> None:
+    """As in a container that was not given the host's processes: what is meant for the host would change the container."""
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from reconciler.errors import HostError\n"
+        "from reconciler.host import place\n"
+        "from reconciler.host.driver import Host\n"
+        "print(place.command(Host(exec='nsenter'), ['dpkg'])[0])\n"
+        "try:\n"
+        "    place.command(Host(root=Path(sys.argv[1]), exec='nsenter'), ['dpkg'])\n"
+        "except HostError as error:\n"
+        "    print(error)\n"
+    )
+    contained = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(contained, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [
+        "nsenter",
+        f"cannot run anything on the host by nsenter: the root of process 1 is not {tmp_path}; "
+        "give the container the host's process namespace (hostPID, pid: host), or say --host-exec chroot",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -22,11 +22,11 @@ from reconciler.core.artifact import Key
 from reconciler.core.published import Heartbeat, Published
 from reconciler.core.state import Fleet, Installed, RolloutPolicy, StepRecord
 from reconciler.errors import UsageError
-from reconciler.web import openapi
+from reconciler.web import openapi, probe
 from reconciler.web.listener import Listen, Server, bind
 from reconciler.web.status import Plans, why_not_alive, why_not_ready
 from reconciler.wire.schema import violations
-from tests.web.agent import DESIRED, FLEET, Behind, ask, published, serving
+from tests.web.agent import DESIRED, FLEET, Authority, Behind, ask, published, serving
 
 ROOT = Path(__file__).parent.parent.parent
 PATHS = ("/livez", "/readyz", "/metrics", "/hooks/git", "/api/v1/status", "/api/v1/plan", "/openapi.json")
@@ -85,6 +85,26 @@ def test_probes_answer_200_and_503() -> None:
         assert (answer.status, answer.json["reasons"]) == (503, ["git: cannot reach git.example.com"])
         behind.state = published(heartbeats=(Heartbeat("worker", time.monotonic() - 100, 60.0),))
         assert [ask(server, path).status for path in ("/livez", "/readyz")] == [503, 503]
+
+
+def test_the_images_health_check_asks_livez_where_the_agent_listens(tmp_path: Path) -> None:
+    behind = Behind()
+    with serving(behind, address="0.0.0.0:0") as server:
+        listens = {"RECONCILER_LISTEN": f"0.0.0.0:{server.port}"}
+        assert probe.problem(listens) is None
+        behind.state = published(heartbeats=(Heartbeat("worker", time.monotonic() - 100, 60.0),))
+        assert "the worker loop has given no sign of life" in (probe.problem(listens) or "")
+    assert "does not answer" in (probe.problem(listens) or "")
+    done = subprocess.run(
+        [sys.executable, "-m", "reconciler.web.probe"],
+        env={"PYTHONPATH": str(ROOT), **listens}, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith(f"0.0.0.0:{server.port} does not answer")
+    cert, key = Authority.make(tmp_path / "ca").issue("boot-0", "server")
+    with serving(tls_cert=cert, tls_key=key) as server:
+        listens = {"RECONCILER_LISTEN": f"127.0.0.1:{server.port}", "RECONCILER_TLS_CERT": str(cert)}
+        assert probe.problem(listens) is None
+    assert probe.problem({"RECONCILER_LISTEN": "nonsense"}) is not None
 
 
 # --- status and plan ------------------------------------------------------------------------------------------------
