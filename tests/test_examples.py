@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -250,3 +252,57 @@ def test_the_demo_tells_its_story_and_leaves_nothing(tmp_path: Path) -> None:
     )
     assert "3 of 3 servers complete" in story[mistake:]
     assert list(tmp_path.iterdir()) == []
+
+
+def what_is_left(directory: Path) -> list[str]:
+    """Files, mounts and processes of a demo whose temporary directory this was."""
+    word = str(directory)
+    found = [str(path) for path in directory.iterdir()]
+    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if word in line]
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            told = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            if word.encode() in told and int(process.name) != os.getpid():
+                found.append(told.replace(b"\0", b" ").decode(errors="replace")[:200])
+    return found
+
+
+MOMENTS = [
+    ("containers is open for wave 1", signal.SIGTERM),
+    *[
+        pytest.param(moment, number, marks=pytest.mark.soak)
+        for moment, number in (
+            ("starting etcd", signal.SIGINT),
+            ("starting a registry", signal.SIGTERM),
+            ("starting three agents", signal.SIGINT),
+            ("prefetch is open", signal.SIGHUP),
+            ("On the servers themselves", signal.SIGINT),
+            ("containers is open for wave 2", signal.SIGTERM),
+        )
+    ],
+]
+
+
+@pytest.mark.needs("etcd", "git", "dpkg-deb", "podman", "docker-registry")
+@pytest.mark.parametrize(("moment", "number"), MOMENTS)
+def test_the_demo_leaves_nothing_when_it_is_interrupted(
+    tmp_path: Path, moment: str, number: signal.Signals
+) -> None:
+    """Once its story has come to `moment`, and again while it cleans up, as an impatient person does."""
+    with subprocess.Popen(
+        [sys.executable, "-u", ROOT / "examples" / "three-servers" / "demo.py"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as demo:  # fmt: skip
+        assert demo.stdout is not None
+        story = ""
+        for line in demo.stdout:
+            story += line
+            if moment in line:
+                demo.send_signal(number)
+                demo.send_signal(signal.SIGINT)
+                break
+        story += demo.stdout.read()
+        assert demo.wait(120) == 130, story
+    assert story.endswith("interrupted: cleaned up\n")
+    assert what_is_left(tmp_path) == []
