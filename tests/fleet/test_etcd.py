@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from reconciler.core.state import Notice
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
-from reconciler.store.transaction import under
+from reconciler.store.transaction import put, under
 from tests.conftest import Etcd, options
 from tests.etcd_server import EtcdServer
 from tests.etcd_users import Users
@@ -80,3 +82,46 @@ def test_an_etcd_restored_from_an_old_snapshot_is_refused_by_every_agent(
     (found,) = own.etcd.client.read([under(own.etcd.keys.prefix)]).items
     assert max(item.mod_revision for item in found) <= restored
     own.has_still("tool", "2.0")
+
+
+def test_another_etcd_is_refused_by_every_agent(own: Servers, etcd_users: Users) -> None:
+    """Fault 14: one that is newer than anything they have seen, and has nothing of theirs in it."""
+    own.gather(2)
+    own.wait_for_end(own.push({"tool": "1.0"}))
+    seen = own.view().etcd_revision
+    for machine in own.machines.values():
+        assert machine.terminate() == 0
+    with EtcdServer(users=etcd_users) as other, Client(options(other)) as client:
+        own.etcd = Etcd(other, Keys(), client)
+        while client.txn([], [put("elsewhere/key", "")]).revision < seen + 10:
+            pass
+        own.start()
+        refused = "this etcd is refused"
+        own.wait("each says so", lambda: all(refused in machine.log for machine in own.machines.values()))
+        assert client.read([under(own.etcd.keys.prefix)]).items == ((),)
+        own.has_still("tool", "1.0")
+        own.end()
+
+
+def test_agents_that_were_away_catch_up_though_the_history_was_compacted(own: Servers) -> None:
+    """One was off, one hung with its watches open; what happened meanwhile is gone from etcd's history."""
+    own.gather(3)
+    own.wait_for_end(own.push({"tool": "1.0"}))
+    leader = own.leader()
+    off, hung = (machine for machine in own.machines.values() if machine is not leader)
+    assert off.terminate() == 0
+    hung.signal(signal.SIGSTOP)
+    for machine in (off, hung):
+        own.administration.disable_server(machine.lrn, Notice("ann", "away", "2026-01-01T00:00:00Z"))
+    for version in ("2.0", "3.0"):
+        own.wait_for_end(own.push({"tool": version}))
+    own.etcd.server.etcdctl("compact", "--physical", str(own.view().etcd_revision))
+    for machine in (off, hung):
+        own.administration.enable_server(machine.lrn)
+    hung.signal(signal.SIGCONT)
+    own.start(off)
+    own.wait("both have caught up", lambda: {off.deb("tool"), hung.deb("tool")} == {"ii 3.0"})
+    own.wait("and say so", lambda: (r := own.view().rollout) and r.outcome and not r.out)
+    own.has("tool", "3.0")
+    own.wait_for_end(own.push({"tool": "4.0"}))
+    own.has("tool", "4.0")
