@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from datetime import datetime
 
 import click
 
 from reconciler.cli import compose
 from reconciler.cli.program import Call, Number, Verb
+from reconciler.core.duration import format_duration
 from reconciler.desired.source import COMMIT
+from reconciler.wire.records import FinishedRollout
+
+_SAID = 300
+"""Characters of a message that are shown; `--output json` has it whole."""
 
 
 @click.command("history", cls=Verb)
@@ -16,6 +22,7 @@ from reconciler.desired.source import COMMIT
 @click.pass_obj
 def history(call: Call, most: int) -> int:
     """Show the finished rollouts: when, which revision, how it ended, and who was left out."""
+    from reconciler.cli.status_text import moment, one_line
     from reconciler.store.view import read_history
 
     options = call.options
@@ -29,9 +36,19 @@ def history(call: Call, most: int) -> int:
     for rollout in finished:
         servers = f"{len(rollout.servers)} server{'s' if len(rollout.servers) != 1 else ''}"
         click.echo(
-            f"{rollout.started[:19]}Z  {_shown(rollout.revision):<12}  {rollout.outcome:<9} {servers:<12} {rollout.message}"
+            f"{moment(rollout.started)}  {_shown(rollout.revision):<12}  {rollout.outcome:<9} {_took(rollout):<8} {servers:<12} "
+            f"{one_line(rollout.message, _SAID)}"
         )
     return 0
+
+
+def _took(rollout: FinishedRollout) -> str:
+    """How long it was under way; nothing where one of its times cannot be read, as in what Neco left."""
+    try:
+        began, ended = (datetime.fromisoformat(time) for time in (rollout.started, rollout.finished))
+    except ValueError:
+        return ""
+    return format_duration(max(0, int((ended - began).total_seconds())))
 
 
 def _shown(revision: str) -> str:

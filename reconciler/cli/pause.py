@@ -9,6 +9,7 @@ import click
 
 from reconciler.cli import compose
 from reconciler.cli.program import Call, Verb
+from reconciler.cli.status_text import moment
 from reconciler.core.duration import parse_duration
 from reconciler.core.lead import timestamp
 from reconciler.core.state import Notice
@@ -33,7 +34,9 @@ def pause(call: Call, reason: str, until: str | None) -> int:
     if options.output == "json":
         compose.print_json({"who": notice.who, "why": reason, "since": notice.since, "until": end})
     else:
-        click.echo(f"No new rollout opens{f' until {end}' if end else ''}. `reconcile resume` ends it.")
+        click.echo(
+            f"No new rollout opens{f' until {moment(end)}' if end else ''}. `reconcile resume` ends it."
+        )
     return 0
 
 

@@ -6,6 +6,7 @@ import click
 
 from reconciler.cli import compose
 from reconciler.cli.program import Call, Verb
+from reconciler.core.lead import held_back
 
 
 @click.command("stop", cls=Verb)
@@ -34,8 +35,10 @@ def recover(call: Call) -> int:
     options = call.options
     with compose.store_to_write(options) as store:
         rollout = store.administration.recover(compose.timestamp())
+        held = held_back(store.fleet(recorded=False), compose.now())
     if options.output == "json":
         compose.print_json({"rollout": rollout.id, "revision": rollout.version})
     else:
-        click.echo(f"The stopped rollout of {rollout.version[:12]} is cleared; the leader opens one anew.")
+        then = f"none opens now: {held.reason}" if held else "the leader opens one anew"
+        click.echo(f"The stopped rollout of {rollout.version[:12]} is cleared; {then}.")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 
 from reconciler.cli.render import Paint, numbers_text, plain, short_id, table
@@ -9,6 +10,11 @@ from reconciler.core.duration import format_duration
 from reconciler.core.report import HolderReport, LockReport, ServerReport, Status
 from reconciler.core.state import Notice
 
+_SAID, _IN_TABLE = 300, 72
+"""Characters of a message in the head, and in the table: what is longer stands whole below the table."""
+_CUT = "…"
+_TOO_LONG = 600.0
+"""Seconds after which a holder whose agent does not run is no server that just boots."""
 _STATES = {
     "running": "yellow",
     "complete": "green",
@@ -22,7 +28,8 @@ def status_text(status: Status, paint: Paint = plain) -> str:
     """Leader, rollout, servers and locks, with what is waited for."""
     lines = [f"Leader   {status.leader or 'nobody leads'}", _rollout_line(status, paint)]
     if status.noted and not (status.rollout and status.rollout.version == status.noted):
-        lines.append(f"Desired  {short_id(status.noted)}")
+        why = f", not rolled out: {one_line(status.held, _SAID)}" if status.held else ""
+        lines.append(f"Desired  {short_id(status.noted)}{why}")
     if status.pause:
         lines.append(paint(f"Paused   {notice_text(status.pause)}", "yellow"))
     if status.servers:
@@ -38,8 +45,12 @@ def _rollout_line(status: Status, paint: Paint) -> str:
     state = paint(status.state, _STATES.get(status.state, "dim"))
     if rollout is None:
         return f"Rollout  {status.message or state}"
-    message = f": {status.message}" if status.message else ""
-    return f"Rollout  {short_id(rollout.version)} {state}, begun {rollout.started_at[:19]}Z{message}"
+    message = f": {one_line(status.message, _SAID)}" if status.message else ""
+    line = f"Rollout  {short_id(rollout.version)} {state}, begun {moment(rollout.started_at)}{message}"
+    if rollout.unfinished and rollout.stop:
+        newer = "a newer revision gets through, and " if rollout.stopped_by == "leader" else ""
+        line += f"\n         {newer}`reconcile recover` clears it, so that this one is tried again"
+    return line
 
 
 def _servers(servers: tuple[ServerReport, ...]) -> str:
@@ -56,19 +67,25 @@ def _server(server: ServerReport) -> tuple[str, ...]:
         _condition(server),
         server.phase or "-",
         _waiting(server),
-        " ".join(server.message.split()),
+        one_line(server.message, _IN_TABLE),
     )
 
 
 def _notes(server: ServerReport) -> list[str]:
     """What only the server's agent knows of it, a line each."""
     notes = [server.trouble] if server.trouble else []
+    if server.condition == "aborted" or one_line(server.message, _IN_TABLE).endswith(_CUT):
+        notes.append("\n      ".join(line.strip() for line in server.message.splitlines() if line.strip()))
     if server.drift:
         number = f"{server.drift} artifact{'s' if server.drift > 1 else ''}"
         notes.append(
             f"{number} differ{'' if server.drift > 1 else 's'} from what is recorded: `reconcile drift` there shows what"
         )
-    if server.reboot_required:
+    if (
+        server.reboot_required
+        and server.waits_for is None
+        and server.condition in ("complete", "not running")
+    ):
         notes.append("asks for a reboot: the next rollout does it")
     return notes
 
@@ -92,10 +109,10 @@ def _condition(server: ServerReport) -> str:
 
 
 def _waiting(server: ServerReport) -> str:
-    if server.next_window is not None:
+    if server.waiting == "window" and server.next_window is not None:
         opening = datetime.fromtimestamp(server.next_window, UTC)
-        return f"{server.waiting or 'window'} {opening:%a %Y-%m-%d %H:%MZ}"
-    return server.waiting or "-"
+        return f"its window, {opening:%a %Y-%m-%d %H:%MZ}"
+    return server.waits_for or "-"
 
 
 def lock_text(lock: LockReport) -> str:
@@ -117,11 +134,27 @@ def holder_text(holder: HolderReport) -> str:
         parts.append(f"for {format_duration(int(holder.age))}")
     if record.reason:
         parts.append(record.reason)
-    return f"{holder.machine_id} ({', '.join(parts)})"
+    away = ": its agent does not run" if holder.away else ""
+    if holder.away and holder.age is not None and holder.age > _TOO_LONG:
+        away += (
+            "; look after that server, and release the slot with `reconcile lock release` if it stays away"
+        )
+    return f"{holder.machine_id} ({', '.join(parts)}){away}"
 
 
 def notice_text(notice: Notice) -> str:
     """Who asked for it, since when, until when and why."""
-    until = f" until {notice.until}" if notice.until else ""
+    until = f" until {moment(notice.until)}" if notice.until else ""
     why = f": {notice.why}" if notice.why else ""
-    return f"by {notice.who} since {notice.since}{until}{why}"
+    return f"by {notice.who} since {moment(notice.since)}{until}{why}"
+
+
+def moment(time: str) -> str:
+    """A time of RFC 3339 to the second: nanoseconds are for programs."""
+    return re.sub(r"\.\d+", "", time)
+
+
+def one_line(text: str, most: int) -> str:
+    """`text` on one line, of at most `most` characters."""
+    joined = " ".join(text.split())
+    return joined if len(joined) <= most else f"{joined[: most - 1]}{_CUT}"

@@ -309,9 +309,14 @@ def _open(desired: Desired | None, fleet: Fleet, now: Now, replaces: Rollout | N
     elif replaces is None and not _differs(desired, fleet, servers):
         # One that gives way is replaced in any case: it must not go on to a revision that is desired no more.
         return Wait("nothing to do: no server differs from the newest revision")
+    return held_back(fleet, now) or Open(_rollout(desired, fleet, servers, now), replaces)
+
+
+def held_back(fleet: Fleet, now: Now) -> Wait | None:
+    """Why no rollout may open now, whatever is desired: a pause, or the release time."""
     if fleet.pause and not _over(fleet.pause.until, now):
         return Wait(f"paused by {fleet.pause.who}: {fleet.pause.why}", _until(fleet.pause.until, now))
-    return _outside_release_time(fleet, now) or Open(_rollout(desired, fleet, servers, now), replaces)
+    return _outside_release_time(fleet, now)
 
 
 def _has_had(fleet: Fleet, last: Rollout, lrn: int) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from reconciler.core.lead import participants
+from reconciler.core.duration import format_duration
+from reconciler.core.lead import held_back, participants
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import (
     ABORTED,
@@ -41,6 +42,8 @@ class ServerReport:
     version: str | None
     message: str
     waiting: str | None
+    waits_for: str | None = None
+    """What has to happen before it goes on; None where it is at work, complete, or nothing is to be done."""
     next_window: float | None = None
     disabled: Notice | None = None
     out: LeftOut | None = None
@@ -51,11 +54,15 @@ class ServerReport:
 
 @dataclass(frozen=True, slots=True)
 class HolderReport:
-    """One holder of a slot; `age` in seconds, None where it has no record or no start time."""
+    """One holder of a slot; `age` in seconds, None where it has no record or no start time.
+
+    `away`: it is an agent's, and no agent of that server lives; None where that is not known.
+    """
 
     machine_id: str
     record: Holder | None
     age: float | None
+    away: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,8 @@ class Status:
     locks: tuple[LockReport, ...]
     pause: Notice | None
     settings: Settings
+    held: str | None = None
+    """Why the newest revision is not being rolled out; None where it is, or was."""
 
 
 def report(fleet: Fleet, desired: Desired | None, now: Now) -> Status:
@@ -101,10 +110,25 @@ def report(fleet: Fleet, desired: Desired | None, now: Now) -> Status:
         rollout=rollout,
         phase=fleet.phase,
         servers=tuple(_server(fleet, desired, lrn, now, places) for lrn in known),
-        locks=tuple(lock_report(lock, now) for _, lock in sorted(fleet.locks.items())),
+        locks=tuple(
+            lock_report(lock, now, frozenset(places.agents)) for _, lock in sorted(fleet.locks.items())
+        ),
         pause=fleet.pause,
         settings=fleet.settings,
+        held=_held(fleet, now),
     )
+
+
+def _held(fleet: Fleet, now: Now) -> str | None:
+    rollout = fleet.rollout
+    if fleet.noted is None or (rollout and rollout.version == fleet.noted):
+        return None
+    if rollout and rollout.unfinished and not rollout.stop:
+        return "a rollout is under way"
+    if rollout and rollout.unfinished and rollout.stopped_by != "leader":
+        return "the last rollout was stopped, and waits for `reconcile recover`"
+    wait = held_back(fleet, now)
+    return wait.reason if wait else None
 
 
 def _state(fleet: Fleet) -> tuple[str, str]:
@@ -113,19 +137,20 @@ def _state(fleet: Fleet) -> tuple[str, str]:
     if fleet.neco_at_work:
         return "neco", f"a Neco updater or worker is at work: {fleet.neco_at_work}"
     if rollout is None:
-        return "none", "no rollout has been opened yet"
+        return "none", "no rollout is under way"
     if rollout.outcome is not None:
         return rollout.outcome, rollout.message
     if rollout.stop:
-        return "stopped", rollout.message or f"stopped by {rollout.stopped_by or 'somebody'}"
+        if rollout.stopped_by == "leader":
+            return "stopped", rollout.message
+        why = f": {rollout.message}" if rollout.message else ""
+        return "stopped", f"stopped by {rollout.stopped_by or 'somebody'}{why}"
     if fleet.phase is None or fleet.phase.rollout != rollout.id:
         return "failed", "a step has failed and closed the phase"
     name = rollout.phases[fleet.phase.phase - 1]
-    waited = [
-        lrn
-        for lrn in participants(rollout, fleet.phase)
-        if not _done(fleet.statuses.get(lrn), rollout, fleet.phase.phase)
-    ]
+    waited = _waited_for(fleet, rollout, fleet.phase)
+    if not waited and (soak := _soak(rollout, fleet.phase)):
+        return "running", f"wave {fleet.phase.wave} of {len(rollout.waves)} is complete and soaks for {soak}"
     where = (
         "all waves"
         if fleet.phase.wave == PREFETCH_WAVE
@@ -135,6 +160,23 @@ def _state(fleet: Fleet) -> tuple[str, str]:
         f"waiting for server {', '.join(map(str, waited[:8]))}" if waited else "every server has done it"
     )
     return "running", f"{name} is open for {where}; {servers}{', …' if len(waited) > 8 else ''}"
+
+
+def _waited_for(fleet: Fleet, rollout: Rollout, phase: OpenPhase) -> tuple[int, ...]:
+    """Who has not done the open phase."""
+    return tuple(
+        lrn
+        for lrn in participants(rollout, phase)
+        if not _done(fleet.statuses.get(lrn), rollout, phase.phase)
+    )
+
+
+def _soak(rollout: Rollout, phase: OpenPhase) -> str:
+    """How long the open wave soaks once everybody has done it; empty where it does not, or its end is not near."""
+    if phase.wave in (PREFETCH_WAVE, len(rollout.waves)) or phase.phase < len(rollout.phases):
+        return ""
+    soak = rollout.waves[phase.wave - 1].soak
+    return format_duration(int(soak)) if soak else ""
 
 
 def _done(status: ServerStatus | None, rollout: Rollout, phase: int) -> bool:
@@ -148,11 +190,16 @@ def _done(status: ServerStatus | None, rollout: Rollout, phase: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Places:
-    """Agents and waves by server, and who takes part: a search for each server would grow with the square of the fleet."""
+    """What each server is looked up in: a search for each of them would grow with the square of the fleet.
+
+    Agents and waves by server, who takes part, whom the open phase waits for, and where each server queues for a slot.
+    """
 
     agents: Mapping[int, Agent]
     waves: Mapping[int, int]
     members: frozenset[int]
+    waited_for: tuple[int, ...] = ()
+    queues: Mapping[int, Lock] = field(default_factory=dict)
 
 
 def _places(fleet: Fleet) -> _Places:
@@ -166,7 +213,13 @@ def _places(fleet: Fleet) -> _Places:
     for number, wave in enumerate(rollout.waves, 1):
         for lrn in wave.servers:
             waves.setdefault(lrn, number)
-    return _Places(agents, waves, frozenset(rollout.servers))
+    waited = (
+        _waited_for(fleet, rollout, fleet.phase) if fleet.phase and fleet.phase.rollout == rollout.id else ()
+    )
+    queues = {
+        waiter.lrn: lock for lock in fleet.locks.values() for waiter in lock.waiters if waiter.lrn is not None
+    }
+    return _Places(agents, waves, frozenset(rollout.servers), waited, queues)
 
 
 def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now, places: _Places) -> ServerReport:
@@ -192,6 +245,7 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now, places: _
         version=status.version if status else None,
         message=_message(fleet, lrn, status, in_rollout, agent),
         waiting=status.waiting if status else None,
+        waits_for=_waits_for(fleet, lrn, status, places),
         next_window=next_opening(group.reboot.windows, group.reboot.timezone, now.wall)
         if group and group.reboot.windows and (waits_for_window or not in_rollout or status is None)
         else None,
@@ -201,6 +255,57 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now, places: _
         drift=found.drift if found else 0,
         reboot_required=found.reboot_required if found else False,
     )
+
+
+def _waits_for(fleet: Fleet, lrn: int, status: ServerStatus | None, places: _Places) -> str | None:
+    """What has to happen before this server goes on."""
+    rollout, phase = fleet.rollout, fleet.phase
+    if lrn in fleet.disabled:
+        return "`reconcile server enable`"
+    if rollout is None:
+        return None
+    if lrn not in places.members or lrn in rollout.out or rollout.is_older_than(fleet.added.get(lrn, 0)):
+        return "the next rollout"
+    if not rollout.unfinished or (status and status.cond == COMPLETE):
+        return None
+    if rollout.stop:
+        return "a newer revision, or recover" if rollout.stopped_by == "leader" else "`reconcile recover`"
+    if lrn not in places.agents:
+        return "its agent, which does not run"
+    if status is None or phase is None or status.cond == ABORTED:
+        return None
+    if status.waiting == "window":
+        return "its window"
+    if status.waiting == "slot":
+        return _slot(places.queues.get(lrn))
+    return _barrier(rollout, phase, status, places.waves.get(lrn, 0), places.waited_for)
+
+
+def _slot(lock: Lock | None) -> str:
+    """Whose slot a server waits for."""
+    if lock is None:
+        return "a slot"
+    lrns = {holder.machine_id: holder.lrn for holder in lock.holders}
+    names = [_holder_name(machine_id, lrns.get(machine_id)) for machine_id in lock.semaphore.holders]
+    held = f", held by {', '.join(names[:3])}{', …' if len(names) > 3 else ''}" if names else ""
+    return f"a slot of {lock.group}{held}"
+
+
+def _holder_name(machine_id: str, lrn: int | None) -> str:
+    return f"server {lrn}" if lrn is not None else machine_id
+
+
+def _barrier(
+    rollout: Rollout, phase: OpenPhase, status: ServerStatus, wave: int, waited_for: tuple[int, ...]
+) -> str | None:
+    """Whom a server waits for that has done what is open, or whose wave is not open yet."""
+    open_for_it = phase.wave in (PREFETCH_WAVE, wave)
+    if open_for_it and status.step <= phase.phase:
+        return None
+    if not open_for_it and phase.wave and wave > phase.wave:
+        return f"wave {phase.wave}{', which soaks' if not waited_for and _soak(rollout, phase) else ''}"
+    names = ", ".join(map(str, waited_for[:3])) + (", …" if len(waited_for) > 3 else "")
+    return f"server {names} in {rollout.phases[phase.phase - 1]}" if waited_for else None
 
 
 def _message(fleet: Fleet, lrn: int, status: ServerStatus | None, in_rollout: bool, agent: str | None) -> str:
@@ -218,15 +323,26 @@ def _message(fleet: Fleet, lrn: int, status: ServerStatus | None, in_rollout: bo
     return "waits for the next rollout" if rollout and not in_rollout else ""
 
 
-def lock_report(lock: Lock, now: Now) -> LockReport:
-    """One lock group, each holder with its record and age."""
+def lock_report(lock: Lock, now: Now, agents: frozenset[int] | None = None) -> LockReport:
+    """One lock group, each holder with its record and age. `agents` are the servers whose agent lives, where that is known."""
     records = {holder.machine_id: holder for holder in lock.holders}
     holders = tuple(
-        HolderReport(machine_id, records.get(machine_id), _age(records.get(machine_id), now))
+        HolderReport(
+            machine_id,
+            records.get(machine_id),
+            _age(records.get(machine_id), now),
+            _is_away(records.get(machine_id), agents),
+        )
         for machine_id in lock.semaphore.holders
     )
     waiters = tuple((waiter.machine_id, waiter.lrn) for waiter in lock.waiters)
     return LockReport(lock.group, lock.semaphore.max, lock.semaphore.free, holders, waiters)
+
+
+def _is_away(holder: Holder | None, agents: frozenset[int] | None) -> bool | None:
+    if agents is None or holder is None or holder.source != "agent" or holder.lrn is None:
+        return None
+    return holder.lrn not in agents
 
 
 def _age(holder: Holder | None, now: Now) -> float | None:

@@ -77,7 +77,8 @@ class Administration:
                     "cannot clear the rollout: it has not been stopped; `reconcile stop` stops it first"
                 )
             message = rollout.message or f"stopped by {rollout.stopped_by or 'somebody'}"
-            history = write_history(self.client, self.keys, rollout, "stopped", message, at)
+            ended = "failed" if rollout.stopped_by == "leader" else "stopped"
+            history = write_history(self.client, self.keys, rollout, ended, message, at)
             gone = delete(self.keys.rollout)
             outcome = self._swap(gone, rollout.mod_revision, [*history, delete_under(self.keys.status)])
             if outcome.made:

@@ -75,8 +75,7 @@ class LeaderWrites:
         if fleet.pause is not None:
             operations.append(delete(self.keys.pause))
         if fleet.rollout is not None and fleet.rollout.unfinished:
-            message = f"gave way to {rollout.version[:12]}"
-            operations += self._history(fleet.rollout, "replaced", message, at)
+            operations += self._history(fleet.rollout, *_given_way(fleet.rollout, rollout), at)
         for group, number in sorted(slots.items()):
             guard, operation = self._slots(group, fleet.locks.get(group, Lock(group)), number)
             guards += guard
@@ -161,6 +160,12 @@ class LeaderWrites:
                 Guard(holders, f"the semaphore of lock group {group} is missing but it has holders' records")
             )
         return guards, [put(key, encode_semaphore(lock.semaphore.with_max(slots)))]
+
+
+def _given_way(old: Rollout, new: Rollout) -> tuple[str, str]:
+    """How an unfinished rollout ended that a newer one replaces, in a word and a sentence."""
+    message = f"gave way to {new.version[:12]}"
+    return ("failed", f"{old.message}; {message}") if old.stop else ("replaced", message)
 
 
 def write_history(

@@ -25,6 +25,7 @@ def status_json(status: Status) -> dict[str, Any]:
         "servers": [_server_json(server) for server in status.servers],
         "locks": [lock_json(lock) for lock in status.locks],
         "pause": _notice_json(status.pause) if status.pause else None,
+        "held": status.held,
     }
 
 
@@ -61,6 +62,7 @@ def _server_json(server: ServerReport) -> dict[str, Any]:
         "version": server.version,
         "message": server.message,
         "waiting": server.waiting,
+        "waits_for": server.waits_for,
         "next_window": server.next_window,
         "disabled": _notice_json(server.disabled) if server.disabled else None,
         "out": server.out.text if server.out else None,
@@ -91,6 +93,7 @@ def _holder_json(holder: HolderReport) -> dict[str, Any]:
         "revision": record.revision if record else None,
         "boot_id": record.boot_id if record else None,
         "age": holder.age,
+        "away": holder.away,
     }
 
 

@@ -58,7 +58,7 @@ def fleet(wave: int, phase: int, *statuses: ServerStatus, rollout: Rollout = ROL
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (Fleet(), ("none", "no rollout has been opened yet")),
+        (Fleet(), ("none", "no rollout is under way")),
         (Fleet(neco_at_work="/neco/leader/worker/x", rollout=ROLLOUT), ("neco", "a Neco updater or worker is at work: /neco/leader/worker/x")),
         (Fleet(rollout=replace(ROLLOUT, outcome="complete", message="3 of 3 servers complete")), ("complete", "3 of 3 servers complete")),
         (Fleet(rollout=replace(ROLLOUT, outcome="replaced", stop=True, message="by c")), ("replaced", "by c")),
@@ -115,6 +115,86 @@ def test_each_servers_line(
     assert (line.condition, line.phase, line.message, line.waiting, line.wave) == expected
 
 
+SOAKS = replace(ROLLOUT, waves=(Wave((0,), soak=600.0), Wave((1, 2))))
+DONE = (status(7, COMPLETE), status(2), status(2))
+QUEUE = Lock(
+    "rack",
+    Semaphore(2, ("m1", "x")),
+    (Holder("m1", "agent", 1), Holder("x", "operator")),
+    (Waiter("k", "m0", 0),),
+)
+
+
+@pytest.mark.parametrize(
+    ("case", "found", "lrn", "expected"),
+    [
+        ("at work", fleet(1, 2, status(2)), 0, None),
+        ("about to enter", fleet(0, 1), 0, None),
+        ("done before the others", fleet(0, 1, status(2), status(1)), 0, "server 1, 2 in prefetch"),
+        ("done with the last one's phase", fleet(1, 3, status(4)), 0, None),
+        ("another wave's turn", fleet(1, 2, *DONE), 1, "wave 1"),
+        ("another wave soaks", fleet(1, 7, *DONE, rollout=SOAKS), 1, "wave 1, which soaks"),
+        ("another wave is at work and will soak", fleet(1, 7, status(7), *DONE[1:], rollout=SOAKS), 1, "wave 1"),
+        ("a window", fleet(1, 6, status(6, waiting="window")), 0, "its window"),
+        ("a slot", fleet(1, 6, status(6, waiting="slot")), 0, "a slot"),
+        ("a slot that others hold", replace(fleet(1, 6, status(6, waiting="slot")), locks={"rack": QUEUE}), 0, "a slot of rack, held by server 1, x"),
+        ("complete", fleet(1, 7, *DONE), 0, None),
+        ("its agent is dead", replace(fleet(1, 2, status(2)), agents=()), 0, "its agent, which does not run"),
+        ("complete, and its agent is dead", replace(fleet(1, 7, *DONE), agents=()), 0, None),
+        ("disabled", replace(fleet(1, 2, status(2)), disabled={0: ANN}), 0, "`reconcile server enable`"),
+        ("left out", fleet(1, 2, status(2), rollout=replace(ROLLOUT, out={0: LeftOut("silent", "silent")})), 0, "the next rollout"),
+        ("added meanwhile", replace(fleet(0, 1), servers=frozenset({0, 1, 2, 3})), 3, "the next rollout"),
+        ("added again meanwhile", replace(fleet(1, 2, rollout=replace(ROLLOUT, opened=44)), added={0: 45}), 0, "the next rollout"),
+        ("a person stopped it", fleet(1, 2, status(2), rollout=replace(ROLLOUT, stop=True, stopped_by="ann")), 0, "`reconcile recover`"),
+        ("it has failed", fleet(1, 2, status(2), rollout=replace(ROLLOUT, stop=True, stopped_by="leader")), 0, "a newer revision, or recover"),
+        ("it is over", fleet(1, 2, status(2), rollout=replace(ROLLOUT, outcome="complete")), 0, None),
+        ("before any rollout", replace(fleet(0, 1), rollout=None), 0, None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_what_each_server_waits_for(case: str, found: Fleet, lrn: int, expected: str | None) -> None:
+    line = next(line for line in report(found, None, NOW).servers if line.lrn == lrn)
+    assert line.waits_for == expected
+
+
+def test_a_wave_that_soaks_is_said_to() -> None:
+    assert (
+        report(fleet(1, 7, *DONE, rollout=SOAKS), None, NOW).message
+        == "wave 1 of 2 is complete and soaks for 10m"
+    )
+    assert "waiting for server 0" in report(fleet(1, 7, status(7), rollout=SOAKS), None, NOW).message
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (Fleet(), None),
+        (Fleet(noted="b" * 40, rollout=ROLLOUT), None),
+        (Fleet(noted="c" * 40), None),
+        (Fleet(noted="c" * 40, pause=ANN), "paused by ann: mending"),
+        (Fleet(noted="c" * 40, settings=Settings(release_time="0 4 * * *")), "outside the release time (config/release-time)"),
+        (Fleet(noted="c" * 40, rollout=ROLLOUT, pause=ANN), "a rollout is under way"),
+        (Fleet(noted="c" * 40, rollout=replace(ROLLOUT, stop=True, stopped_by="ann")), "the last rollout was stopped, and waits for `reconcile recover`"),
+        (Fleet(noted="c" * 40, rollout=replace(ROLLOUT, stop=True, stopped_by="leader"), pause=ANN), "paused by ann: mending"),
+        (Fleet(noted="c" * 40, rollout=replace(ROLLOUT, outcome="complete"), pause=replace(ANN, until="2026-01-01T11:00:00Z")), None),
+    ],
+)  # fmt: skip
+def test_why_the_newest_revision_is_not_rolled_out(found: Fleet, expected: str | None) -> None:
+    assert report(found, None, NOW).held == expected
+
+
+def test_whether_a_holder_is_away_is_known_of_agents_only() -> None:
+    holders = (
+        Holder("m0", "agent", 0),
+        Holder("m1", "agent", 1),
+        Holder("x", "operator", 1),
+        Holder("y", "agent"),
+    )
+    lock = Lock("edge", Semaphore(4, ("m0", "m1", "x", "y", "z")), holders)
+    away = {held.machine_id: held.away for held in lock_report(lock, NOW, frozenset({0})).holders}
+    assert away == {"m0": False, "m1": True, "x": None, "y": None, "z": None}
+
+
 def test_a_server_that_is_gone_stays_listed_until_its_rollout_ends() -> None:
     gone = replace(fleet(0, 1), servers=frozenset({0, 5}))
     assert [line.lrn for line in report(gone, None, NOW).servers] == [0, 1, 2, 5]
@@ -169,6 +249,7 @@ def test_what_is_only_passed_on() -> None:
         ROLLOUT.version,
         "disabled by ann: mending",
         None,
+        "`reconcile server enable`",
         disabled=ANN,
     )
     nobody = report(Fleet(), None, NOW)

@@ -124,6 +124,22 @@ class TestLeader:
             "replaced",
         ]
 
+    def test_one_that_failed_says_so_in_the_history_whoever_clears_it(
+        self, fleet: Fleet, admin: Administration
+    ) -> None:
+        made, _ = opened(fleet, "c1")
+        fleet.leader.stop(made, "server 1 failed: dpkg")
+        opened(fleet, "c2", LATER)
+        again = read_fleet(fleet.etcd.client, fleet.etcd.keys).rollout
+        assert again
+        fleet.leader.stop(again, "server 0 failed: apt")
+        admin.recover(LATER)
+        history = read_history(fleet.etcd.client, fleet.etcd.keys)
+        assert [(old.outcome, old.message) for old in history] == [
+            ("failed", "server 0 failed: apt"),
+            ("failed", "server 1 failed: dpkg; gave way to c2"),
+        ]
+
     def test_phases_leaving_out_and_finishing(self, fleet: Fleet) -> None:
         etcd = fleet.etcd
         made, phase = opened(fleet)

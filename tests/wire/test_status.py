@@ -76,6 +76,7 @@ def test_each_part_is_where_it_belongs() -> None:
             "revision": "1a2b",
             "boot_id": "b1",
             "age": 100.0,
+            "away": True,
         },
         {
             "machine_id": "m9",
@@ -85,6 +86,7 @@ def test_each_part_is_where_it_belongs() -> None:
             "revision": None,
             "boot_id": None,
             "age": None,
+            "away": None,
         },
     ]
     assert lock["waiters"] == [{"machine_id": "m0", "lrn": 0}]
