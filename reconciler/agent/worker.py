@@ -6,11 +6,12 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import assert_never
 
 from reconciler.agent.drift import described, drifted
+from reconciler.agent.fetching import Fetching
 from reconciler.agent.follow import Follower
 from reconciler.agent.hands import Hands, pin_of
 from reconciler.agent.notify import Event
@@ -35,9 +36,9 @@ from reconciler.core.artifact import Artifact, Key, Known
 from reconciler.core.change import Change
 from reconciler.core.lead import timestamp
 from reconciler.core.plan import Plan, make_bare_plan, make_plan, make_repair
-from reconciler.core.state import ABORTED, DEFAULT_GROUP, Desired, Now, Rollout, Server, ServerStatus
+from reconciler.core.state import ABORTED, DEFAULT_GROUP, RUNNING, Desired, Now, Rollout, Server, ServerStatus
 from reconciler.core.window import is_open
-from reconciler.errors import Fenced, HeldBack, Refused
+from reconciler.errors import Fenced, HeldBack, ReconcilerError, Refused
 from reconciler.host.policy import check_removal
 
 log = logging.getLogger(__name__)
@@ -76,12 +77,14 @@ class Worker:
         wall: Callable[[], float] = time.time,
         may_reboot: bool = True,
         at_rest: Callable[[], None] = lambda: None,
+        tell_fetches_every: float = 15.0,
     ) -> None:
         self._may_reboot, self._at_rest = may_reboot, at_rest
         self._drift_interval, self._tell = drift_interval, tell
         self._drift_checked: float | None = None
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
         self._publisher, self._wall = publisher, wall
+        self._fetching, self._told_every = Fetching(hands.progress), tell_fetches_every
         self._seen: _Seen | None = None
         self._neco_seen: str | None = None
         self._fenced = 0
@@ -172,9 +175,7 @@ class Worker:
                     self._say_queued(self._read(), outcome.reason)
                 return self._performed(outcome)
             case Fetch(steps, rollout):
-                with ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch") as pool:
-                    moves = [Perform(step, rollout) for step in steps]
-                    outcomes = list(pool.map(lambda one: self._perform(one, plan, server), moves))
+                outcomes = self._fetch([Perform(step, rollout) for step in steps], plan, server)
                 return max((self._performed(outcome) or 0.0 for outcome in outcomes), default=0.0) or None
             case TurnBack(rollout, steps, reason):
                 log.info("turns back: %s", reason, extra={"server": server.lrn, "rollout": rollout})
@@ -186,9 +187,33 @@ class Worker:
             case _:
                 assert_never(move)
 
+    def _fetch(self, moves: list[Perform], plan: Plan, server: Server) -> list[Outcome]:
+        """Several fetches at once; as long as they take, how far they are is logged and stands in the server's status."""
+        self._fetching.begin()
+        with ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch") as pool:
+            begun = {pool.submit(self._perform, move, plan, server): move for move in moves}
+            left = wait(begun, self._told_every).not_done
+            while left:
+                self._say_fetching(
+                    self._fetching.text(key for one in left if (key := begun[one].step.subject))
+                )
+                left = wait(left, self._told_every).not_done
+        return [one.result() for one in begun]
+
+    def _say_fetching(self, text: str) -> None:
+        try:
+            server = self._read()
+            log.info("%s", text, extra={"server": server.lrn})
+            status, rollout = server.status, server.rollout
+            if status and rollout and status.rollout == rollout.id and status.cond == RUNNING:
+                self._writing.post(replace(status, message=text), server)
+        except ReconcilerError as error:
+            log.debug("how far the fetches are is told the next time: %s", error)
+
     def _perform(self, move: Perform, plan: Plan, server: Server) -> Outcome:
         self._publisher.beat(_LOOP, STEP_LIMIT)
-        outcome = perform(move, plan, server, self._hands, self._writing)
+        hands = replace(self._hands, progress=self._fetching.take)
+        outcome = perform(move, plan, server, hands, self._writing)
         match outcome:
             case Done(step, seconds):
                 self._publisher.step(step.effect, "done", seconds)
@@ -210,14 +235,14 @@ class Worker:
     def _check_drift(self, server: Server) -> None:
         """Recorded against observed, while no rollout is open and when the last look is long enough ago."""
         now = time.monotonic()
-        if server.rollout is not None and server.rollout.unfinished:
+        if _is_open(server):
             self._drift_checked = None
             return
         if self._drift_checked is not None and now - self._drift_checked < self._drift_interval():
             return
         self._drift_checked = now
         self._hands.tidy(server.recorded)
-        found = drifted(server.recorded, self._hands, closely=True)
+        found = self._drifted(server)
         if found != self._publisher().drift:
             texts = "; ".join(map(described, found))
             log.log(logging.WARNING if found else logging.INFO, "drift: %s", texts or "none any more")
@@ -234,23 +259,29 @@ class Worker:
     def repair_drift(self) -> tuple[Change, ...]:
         """Put right what drifted now, and say what is left. Raises `HeldBack` under a pause, a rollout, or where another agent is."""
         server = self._read()
-        if server.neco_at_work or (server.rollout is not None and server.rollout.unfinished):
+        if server.neco_at_work or _is_open(server):
             raise HeldBack("cannot repair now: a rollout is under way, and it looks at the host itself")
         if server.pause is not None:
             raise HeldBack(f"cannot repair now: paused by {server.pause.who}: {server.pause.why}")
         self._writing.ensure()
         newest = self._follower.state.newest
-        found = drifted(server.recorded, self._hands, closely=True)
+        found = self._drifted(server)
         if found and newest is not None:
             self._repair(make_repair(server.recorded, found, server.lrn, newest.group_of(server.lrn)))
-        return drifted(self._read().recorded, self._hands, closely=True)
+        return self._drifted(self._read())
+
+    def _drifted(self, server: Server) -> tuple[Change, ...]:
+        """What differs from what is recorded; but what a step has left half done is the next rollout's."""
+        unsettled = interrupted(server)
+        found = drifted(server.recorded, self._hands, closely=True)
+        return tuple(change for change in found if change.key not in unsettled)
 
     def _repair(self, plan: Plan) -> bool:
         """Put right what drifted: steps like any other, with their slots, each begun only while no rollout is open. Whether all was."""
         repair, rules = f"repair-{timestamp(self._wall())}", plan.reboot
         for step in plan.steps:
             server = self._read()
-            if server.disabled or (server.rollout and server.rollout.unfinished):
+            if server.disabled or _is_open(server):
                 return False
             if step.effect == "acquire" and not is_open(rules.windows, rules.timezone, self._wall()):
                 log.info("a repair waits for the window", extra={"server": server.lrn})
@@ -351,6 +382,10 @@ class Worker:
             if key in found
             and found[key] == self._hands.drivers[key.kind].target(artifact, pin_of(artifact, server.pins))
         )
+
+
+def _is_open(server: Server) -> bool:
+    return server.rollout is not None and server.rollout.unfinished
 
 
 def _short(text: str) -> str:
