@@ -32,7 +32,7 @@ from reconciler.core.lead import (
 )
 from reconciler.core.pins import wanted_pins
 from reconciler.core.report import report
-from reconciler.core.state import Desired, Fleet, Now, Rollout
+from reconciler.core.state import Desired, Fleet, Now, Rollout, Settings
 from reconciler.errors import Fenced, ReconcilerError, Unavailable
 from reconciler.store.leading import LeaderWrites
 
@@ -57,11 +57,12 @@ class Conductor:
         notifier: Notifier,
         alarm_after: Callable[[], float],
         on_lead: Callable[[bool], None] = lambda leads: None,
+        configure: Callable[[Settings], None] = lambda settings: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._leading, self._follower, self._resolvers = leading, follower, resolvers
         self._publisher, self._notifier, self._wall = publisher, notifier, wall
-        self._alarm_after, self._on_lead = alarm_after, on_lead
+        self._alarm_after, self._on_lead, self._configure = alarm_after, on_lead, configure
         self._looked_on: float | None = None
         self._seen = Seen()
         self._token = 0
@@ -102,6 +103,8 @@ class Conductor:
             self._token, self._seen = leader.token, Seen()
         writes = self._leading.writes(leader)
         fleet = self._leading.fleet()
+        # Before it acts: the proxy and the token are what it resolves with.
+        self._configure(fleet.settings)
         if fleet.neco_at_work:
             # Its updater stands in the same line, and could not lead while this one does.
             self._leading.leave()

@@ -384,6 +384,7 @@ def _of_server(keys: Keys, lrn: int) -> tuple[KeyRange, ...]:
         one(keys.pause),
         one(keys.machine(lrn)),
         one(keys.disabled(lrn)),
+        *keys.settings,
     )
 
 

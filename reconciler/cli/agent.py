@@ -76,13 +76,19 @@ def _run(configured: Configured, client: Client, no_lead: bool, asked: Asked) ->
     from reconciler.cli.served import Served
     from reconciler.cli.this_server import this_server
     from reconciler.core.published import Published
+    from reconciler.core.state import Settings
 
     options = configured.now
     ending, bells = threading.Event(), Bells()
     where = host(options, hold(host(options)))
-    server = this_server(
-        lambda: configured.now, where, client, bells.work.ring, ending, learn=configured.hide_secrets
-    )
+
+    def learn(before: Settings, now: Settings) -> None:
+        configured.hide_secrets(now)
+        if before.check_update_interval != now.check_update_interval:
+            # It waits by the old one, which may have been long.
+            bells.follow.ring()
+
+    server = this_server(lambda: configured.now, where, client, bells.work.ring, ending, learn=learn)
     if server.parts.hands.policy == EVERYTHING:
         log.warning(
             "this host has no policy (%s): everything that the schema allows is allowed", options.policy

@@ -29,15 +29,15 @@ from reconciler.store.view import read_server
 
 
 class SettingsSeen:
-    """The fleet's settings as they were last read; what they configure is told when they change."""
+    """The fleet's settings as they were last read; what they configure is told, with those before, when they change."""
 
-    def __init__(self, configure: Callable[[Settings], None]) -> None:
+    def __init__(self, configure: Callable[[Settings, Settings], None]) -> None:
         self.now, self._configure = Settings(), configure
 
     def take(self, found: Settings) -> None:
-        if found != self.now:
-            self.now = found
-            self._configure(found)
+        before, self.now = self.now, found
+        if found != before:
+            self._configure(before, found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class ThisServer:
             self.notifier,
             lambda: self.options().alarm_after,
             on_lead,
+            self.settings.take,
         )
 
 
@@ -93,9 +94,9 @@ def this_server(
     ring: Callable[[], None],
     ending: threading.Event,
     progress: Progress = silent,
-    learn: Callable[[Settings], None] = lambda settings: None,
+    learn: Callable[[Settings, Settings], None] = lambda before, now: None,
 ) -> ThisServer:
-    """The pieces of the server at `where`. `ring` wakes its worker; `learn` hears of the fleet's settings when they change."""
+    """The pieces of the server at `where`. `ring` wakes its worker; `learn` hears of the fleet's settings, before and now, when they change."""
     first = options()
     machine_id, boot_id = reboot.machine_id(where), reboot.boot_id(where)
     keys = Keys(first.prefix, first.lock_prefix)
@@ -110,9 +111,9 @@ def this_server(
     )
     seen = EtcdSeen(first.state_dir, lambda: client.cluster_id)
 
-    def configure(settings: Settings) -> None:
-        parts.configure(settings)
-        learn(settings)
+    def configure(before: Settings, now: Settings) -> None:
+        parts.configure(now)
+        learn(before, now)
 
     settings = SettingsSeen(configure)
 

@@ -50,6 +50,8 @@ class Machine:
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    interval: str | None = "1h"
+    """Of `--interval`; None leaves it to etcd's setting."""
     stays_away: bool = False
     """After a reboot it does not come back by itself."""
 
@@ -286,7 +288,8 @@ class Servers:
         argv += ["--etcd", self.etcd.endpoint, "--prefix", self.etcd.prefix]
         argv += self.etcd.flags(agent(machine.lrn))
         argv += ["--lock-prefix", self.etcd.lock_prefix, "--lease-ttl", f"{TTL:g}s"]
-        argv += ["--repo", f"file://{self.repository}", "--interval", "1h"]
+        argv += ["--repo", f"file://{self.repository}"]
+        argv += ["--interval", machine.interval] if machine.interval else []
         argv += [
             "--host-root",
             str(machine.root),
