@@ -111,7 +111,10 @@ class Conductor:
         now = Now(self._wall(), time.monotonic())
         desired = self._follower.state.newest
         self._publisher.update(
-            leads=True, lease_left=self._leading.lease_left, fleet=fleet, status=report(fleet, desired, now)
+            leads=True,
+            lease_left=self._leading.lease_left,
+            fleet=fleet,
+            status=report(fleet, desired, now, self._alarm_after()),
         )
         self._seen = watch(self._seen, fleet, now)
         self._alarms(fleet, now)
@@ -131,7 +134,7 @@ class Conductor:
         if self._looked_on is None or now - self._looked_on >= IDLE:
             self._looked_on = now
             fleet = self._leading.fleet()
-            status = report(fleet, self._follower.state.newest, Now(self._wall(), now))
+            status = report(fleet, self._follower.state.newest, Now(self._wall(), now), self._alarm_after())
             self._publisher.update(fleet=fleet, status=status)
 
     def _give(

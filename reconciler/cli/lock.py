@@ -133,13 +133,34 @@ def set_max(call: Call, group: str, slots: int) -> int:
     return 0
 
 
+@lock.command("history")
+@click.option("--most", metavar="N", type=Number(1), default=20, show_default=True, help="How many to show.")
+@click.pass_obj
+def history(call: Call, most: int) -> int:
+    """Show the slots that operators gave back for their holders, of all lock groups, newest first: whose, who did it and why."""
+    from reconciler.cli.status_text import released_text
+    from reconciler.store.lock import read_released
+    from reconciler.wire.lock import lock_history_json
+
+    with compose.store(call.options) as store:
+        found = read_released(store.client, store.keys)[:most] if store else ()
+    if call.options.output == "json":
+        compose.print_json(lock_history_json(found))
+        return 0
+    if not found:
+        click.echo("No slot has been released by an operator.")
+    for released in found:
+        click.echo(released_text(released))
+    return 0
+
+
 def _report(options: Options, group: str) -> LockReport:
     from reconciler.core.state import Lock
     from reconciler.store.view import read_locks
 
     with compose.store(options) as store:
         locks: dict[str, Any] = read_locks(store.client, store.keys) if store else {}
-    return lock_report(locks.get(group, Lock(group)), compose.now())
+    return lock_report(locks.get(group, Lock(group)), compose.now(), alarm_after=options.alarm_after)
 
 
 def _machine(options: Options, given: str | None) -> str:

@@ -33,7 +33,7 @@ def status(call: Call, watch: bool) -> int:
         known = _desired(options)
         shown: Status | None = None
         while True:
-            found = report(store.fleet(recorded=False), known, compose.now())
+            found = report(store.fleet(recorded=False), known, compose.now(), options.alarm_after)
             if shown is None or _without_revision(found) != _without_revision(shown):
                 _show(options, found, again=shown is not None)
                 shown = found
@@ -46,7 +46,7 @@ def current(options: Options) -> Status:
 
     with compose.store(options) as store:
         fleet = store.fleet(recorded=False) if store else Fleet()
-    return report(fleet, _desired(options), compose.now())
+    return report(fleet, _desired(options), compose.now(), options.alarm_after)
 
 
 def _desired(options: Options) -> Desired | None:
@@ -63,7 +63,12 @@ def _desired(options: Options) -> Desired | None:
 
 def _without_revision(found: Status) -> tuple[object, ...]:
     locks = [
-        (lock.group, lock.max, tuple(holder.record for holder in lock.holders), lock.waiters)
+        (
+            lock.group,
+            lock.max,
+            tuple((holder.record, holder.overdue) for holder in lock.holders),
+            lock.waiters,
+        )
         for lock in found.locks
     ]
     return (

@@ -9,12 +9,11 @@ from reconciler.cli.render import Paint, numbers_text, plain, short_id, table
 from reconciler.core.duration import format_duration
 from reconciler.core.report import HolderReport, LockReport, ServerReport, Status
 from reconciler.core.state import Notice
+from reconciler.wire.lock import ReleasedSlot
 
 _SAID, _IN_TABLE = 300, 72
 """Characters of a message in the head, and in the table: what is longer stands whole below the table."""
 _CUT = "…"
-_TOO_LONG = 600.0
-"""Seconds after which a holder whose agent does not run is no server that just boots."""
 _STATES = {
     "running": "yellow",
     "complete": "green",
@@ -105,7 +104,9 @@ def _all_notes(servers: tuple[ServerReport, ...]) -> list[str]:
 def _condition(server: ServerReport) -> str:
     if server.disabled:
         return "disabled"
-    return "left out" if server.out else server.condition
+    if server.out:
+        return "left out"
+    return "rebooting" if server.rebooting else server.condition
 
 
 def _waiting(server: ServerReport) -> str:
@@ -135,11 +136,18 @@ def holder_text(holder: HolderReport) -> str:
     if record.reason:
         parts.append(record.reason)
     away = ": its agent does not run" if holder.away else ""
-    if holder.away and holder.age is not None and holder.age > _TOO_LONG:
-        away += (
-            "; look after that server, and release the slot with `reconcile lock release` if it stays away"
-        )
+    if holder.overdue:
+        away = f": overdue{', its agent does not run' if holder.away else ''}; look after that server, and release the slot with `reconcile lock release` if it stays away"
     return f"{holder.machine_id} ({', '.join(parts)}){away}"
+
+
+def released_text(released: ReleasedSlot) -> str:
+    """One slot that an operator gave back, on one line."""
+    holder = released.holder
+    whose = f"server {holder.lrn}, {holder.source}" if holder.lrn is not None else holder.source
+    what = f", {holder.reason}" if holder.reason else ""
+    why = f": {released.why}" if released.why else ""
+    return f"{released.at[:19]}Z  {released.group}  {holder.machine_id} ({whose}{what}) released by {released.who}{why}"
 
 
 def notice_text(notice: Notice) -> str:

@@ -12,6 +12,7 @@ from reconciler.core.state import (
     ABORTED,
     COMPLETE,
     PREFETCH_WAVE,
+    RUNNING,
     Agent,
     Desired,
     Fleet,
@@ -26,12 +27,17 @@ from reconciler.core.state import (
 )
 from reconciler.core.window import next_opening
 
+_REBOOT = "reboot:host:"
+"""How a status' message begins while its server reboots: it is the step that was begun last."""
 CONDITIONS = ("not running", "running", "aborted", "complete")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerReport:
-    """One server. `phase` is the phase for which it is ready or in which it is; `next_window` in Unix seconds."""
+    """One server. `phase` is the phase for which it is ready or in which it is; `next_window` in Unix seconds.
+
+    `rebooting`: it has its slot for the reboot, and is not known to be up and well again.
+    """
 
     lrn: int
     group: str
@@ -50,11 +56,12 @@ class ServerReport:
     trouble: str = ""
     drift: int = 0
     reboot_required: bool = False
+    rebooting: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class HolderReport:
-    """One holder of a slot; `age` in seconds, None where it has no record or no start time.
+    """One holder of a slot; `age` in seconds, None where it has no record or no start time. `overdue`: for longer than is well.
 
     `away`: it is an agent's, and no agent of that server lives; None where that is not known.
     """
@@ -63,6 +70,7 @@ class HolderReport:
     record: Holder | None
     age: float | None
     away: bool | None = None
+    overdue: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,12 @@ class Status:
     """Why the newest revision is not being rolled out; None where it is, or was."""
 
 
-def report(fleet: Fleet, desired: Desired | None, now: Now) -> Status:
-    """The fleet's status. `desired` (where it is known) adds groups and windows."""
+ALARM_AFTER = 600.0
+"""Seconds for which a slot is held before that is worth looking at, where nothing else is said (`--alarm-after`)."""
+
+
+def report(fleet: Fleet, desired: Desired | None, now: Now, alarm_after: float = ALARM_AFTER) -> Status:
+    """The fleet's status. `desired` (where it is known) adds groups and windows; a slot is overdue after `alarm_after` seconds."""
     rollout = fleet.rollout
     state, message = _state(fleet)
     known = sorted(fleet.servers | set(rollout.servers if rollout and rollout.unfinished else ()))
@@ -111,7 +123,8 @@ def report(fleet: Fleet, desired: Desired | None, now: Now) -> Status:
         phase=fleet.phase,
         servers=tuple(_server(fleet, desired, lrn, now, places) for lrn in known),
         locks=tuple(
-            lock_report(lock, now, frozenset(places.agents)) for _, lock in sorted(fleet.locks.items())
+            lock_report(lock, now, frozenset(places.agents), alarm_after)
+            for _, lock in sorted(fleet.locks.items())
         ),
         pause=fleet.pause,
         settings=fleet.settings,
@@ -234,6 +247,13 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now, places: _
     phase = (
         rollout.phases[status.step - 1] if status and rollout and status.step <= len(rollout.phases) else None
     )
+    rebooting = bool(
+        status
+        and status.cond == RUNNING
+        and not (rollout is None or rollout.outcome is not None)
+        and status.message.startswith(_REBOOT)
+        and not status.message.endswith(":acquire")
+    )
     waits_for_window = bool(status and status.waiting == "window")
     return ServerReport(
         lrn=lrn,
@@ -253,7 +273,9 @@ def _server(fleet: Fleet, desired: Desired | None, lrn: int, now: Now, places: _
         out=rollout.out.get(lrn) if rollout else None,
         trouble=found.trouble if found else "",
         drift=found.drift if found else 0,
-        reboot_required=found.reboot_required if found else False,
+        # What its agent said before it went down is no longer news.
+        reboot_required=found.reboot_required and not rebooting if found else False,
+        rebooting=rebooting,
     )
 
 
@@ -323,17 +345,19 @@ def _message(fleet: Fleet, lrn: int, status: ServerStatus | None, in_rollout: bo
     return "waits for the next rollout" if rollout and not in_rollout else ""
 
 
-def lock_report(lock: Lock, now: Now, agents: frozenset[int] | None = None) -> LockReport:
-    """One lock group, each holder with its record and age. `agents` are the servers whose agent lives, where that is known."""
+def lock_report(
+    lock: Lock, now: Now, agents: frozenset[int] | None = None, alarm_after: float = ALARM_AFTER
+) -> LockReport:
+    """One lock group, each holder with its record and age, and whether it has held its slot for longer than `alarm_after` seconds.
+
+    `agents` are the servers whose agent lives, where that is known.
+    """
     records = {holder.machine_id: holder for holder in lock.holders}
     holders = tuple(
-        HolderReport(
-            machine_id,
-            records.get(machine_id),
-            _age(records.get(machine_id), now),
-            _is_away(records.get(machine_id), agents),
-        )
+        HolderReport(machine_id, record, age, _is_away(record, agents), age is not None and age > alarm_after)
         for machine_id in lock.semaphore.holders
+        for record in [records.get(machine_id)]
+        for age in [_age(record, now)]
     )
     waiters = tuple((waiter.machine_id, waiter.lrn) for waiter in lock.waiters)
     return LockReport(lock.group, lock.semaphore.max, lock.semaphore.free, holders, waiters)

@@ -321,6 +321,12 @@ def _locks(locks: Iterable[LockReport], wall: float) -> Iterator[Metric]:
         ["group"],
         {key: _oldest(lock, wall) for key, lock in by_group.items()},
     )
+    yield _labelled(
+        "reconciler_lock_holders_overdue",
+        "Who has held a slot of a lock group for longer than --alarm-after.",
+        ["group"],
+        {key: sum(holder.overdue for holder in lock.holders) for key, lock in by_group.items()},
+    )
 
 
 def _oldest(lock: LockReport, wall: float) -> float:

@@ -6,6 +6,7 @@ Each `decode_…` takes the stored text and its key, and raises `Corrupt`, which
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,6 +122,26 @@ def encode_released(released: ReleasedSlot) -> str:
         "at": released.at,
     }
     return encode(document, released.extra)
+
+
+def lock_history_json(released: Iterable[ReleasedSlot]) -> dict[str, Any]:
+    """What `reconcile lock history` prints, as `schemas/lock-history.json` says."""
+    return {"format_version": 1, "released": [_released_json(one) for one in released]}
+
+
+def _released_json(released: ReleasedSlot) -> dict[str, Any]:
+    holder = released.holder
+    return {
+        "at": released.at,
+        "lock_group": released.group,
+        "machine_id": holder.machine_id,
+        "lrn": holder.lrn,
+        "source": holder.source,
+        "reason": holder.reason,
+        "taken_at": holder.start_time,
+        "who": released.who,
+        "why": released.why,
+    }
 
 
 def decode_released(text: str | bytes, key: str) -> ReleasedSlot:

@@ -69,6 +69,7 @@ def _server_json(server: ServerReport) -> dict[str, Any]:
         "trouble": server.trouble or None,
         "drift": server.drift,
         "reboot_required": server.reboot_required,
+        "rebooting": server.rebooting,
     }
 
 
@@ -94,6 +95,7 @@ def _holder_json(holder: HolderReport) -> dict[str, Any]:
         "boot_id": record.boot_id if record else None,
         "age": holder.age,
         "away": holder.away,
+        "overdue": holder.overdue,
     }
 
 

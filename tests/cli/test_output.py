@@ -18,6 +18,8 @@ import pytest
 
 from reconciler.cli.options import TABLE
 from reconciler.cli.program import VERBS
+from reconciler.core.semaphore import Holder
+from reconciler.store.lock import RebootLock
 from reconciler.wire.schema import violations
 from tests.cli.command import Command
 from tests.cli.git import SET, Repository, artifacts, documents
@@ -60,6 +62,7 @@ def revision(repository: Repository, etcd: Etcd) -> str:
         ("lock acquire", None),
         ("lock release", None),
         ("lock set-max 2", None),
+        ("lock history", "lock-history"),
         ("pause --reason test --until 2h", None),
         ("resume", None),
         ("config set check-update-interval 5m", None),
@@ -258,6 +261,41 @@ def test_secrets_are_masked_and_come_from_files_only(command: Command, tmp_path:
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("revision")
+def test_the_locks_history_says_whose_slot_who_gave_it_back_and_why(command: Command, etcd: Etcd) -> None:
+    assert command("lock", "history").ok().out == "No slot has been released by an operator.\n"
+    held = Holder("a" * 32, "agent", 3, 1_767_268_800, "b1", "reboot", "c" * 40)
+    lock = RebootLock(etcd.client, etcd.keys, "rack")
+    lock.take(held)
+    lock.release_of(held.machine_id, "ann", "its board is dead", "2026-01-02T03:04:05.000000000Z")
+    command("lock", "acquire", "--machine-id", "m9").ok()
+    command("lock", "release", "--machine-id", "m9", "--reason", "done").ok()
+    newest, older = command("lock", "history").ok().out.splitlines()
+    assert "default  m9 (operator, acquired by" in newest and newest.endswith(": done")
+    assert older == (
+        f"2026-01-02T03:04:05Z  rack  {'a' * 32} (server 3, agent, reboot) released by ann: its board is dead"
+    )
+    document = command("lock", "history", "--most", "1", "--output", "json").ok().document
+    assert violations(document, "lock-history") == []
+    assert [(one["machine_id"], one["lrn"], one["source"], one["why"]) for one in document["released"]] == [
+        ("m9", None, "operator", "done")
+    ]
+
+
+@pytest.mark.usefixtures("revision")
+def test_status_marks_a_slot_that_is_held_for_too_long(command: Command, etcd: Etcd) -> None:
+    RebootLock(etcd.client, etcd.keys).take(
+        Holder("a" * 32, "agent", 3, int(time.time()) - 120, "b1", "reboot")
+    )
+    for alarm, overdue in (("1h", False), ("1m", True)):
+        ran = command("status", "--alarm-after", alarm).ok()
+        assert ("overdue" in ran.out) is overdue
+        for words in (("status",), ("lock", "status")):
+            shown = command(*words, "--alarm-after", alarm, "--output", "json").ok().document
+            (holder,) = shown["locks"][0]["holders"] if "locks" in shown else shown["holders"]
+            assert holder["overdue"] is overdue
 
 
 CTRL_C = "\x03"

@@ -278,3 +278,43 @@ def test_lock_groups_come_by_name() -> None:
         ("default", 2),
         ("edge", 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("held", "alarm_after", "overdue"), [(599.0, 600.0, False), (601.0, 600.0, True), (61.0, 60.0, True)]
+)
+def test_a_slot_that_is_held_for_longer_than_the_alarm_is_overdue(
+    held: float, alarm_after: float, overdue: bool
+) -> None:
+    lock = Lock("default", Semaphore(1, ("m0",)), (Holder("m0", "agent", 0, start_time=int(NOON - held)),))
+    assert [holder.overdue for holder in lock_report(lock, NOW, alarm_after=alarm_after).holders] == [overdue]
+    shown = report(replace(fleet(0, 1), locks={"default": lock}), None, NOW, alarm_after)
+    assert [holder.overdue for holder in shown.locks[0].holders] == [overdue]
+
+
+def test_an_operators_slot_without_a_record_is_never_overdue() -> None:
+    """Nothing says since when it is held."""
+    assert not lock_report(Lock("default", Semaphore(1, ("m0",))), NOW, alarm_after=1.0).holders[0].overdue
+
+
+@pytest.mark.parametrize(
+    ("message", "cond", "rollout", "rebooting"),
+    [
+        ("reboot:host:acquire", RUNNING, ROLLOUT, False),
+        ("waiting for a slot of lock group default", RUNNING, ROLLOUT, False),
+        ("reboot:host:hook:before:0", RUNNING, ROLLOUT, True),
+        ("reboot:host:reboot", RUNNING, ROLLOUT, True),
+        ("reboot:host:health", RUNNING, replace(ROLLOUT, stop=True), True),
+        ("reboot:host:reboot: has not rebooted", ABORTED, ROLLOUT, False),
+        ("reboot is done", RUNNING, ROLLOUT, False),
+        ("reboot:host:release", RUNNING, replace(ROLLOUT, outcome="stopped"), False),
+    ],
+)
+def test_a_server_in_the_middle_of_its_reboot_is_shown_as_such(
+    message: str, cond: int, rollout: Rollout, rebooting: bool
+) -> None:
+    """And does not ask for one any more, whatever its agent said before it went down."""
+    found = fleet(1, 6, status(6, cond, message), rollout=rollout)
+    found = replace(found, agents=(Agent(0, "s0", "m0", "1", reboot_required=True),))
+    line = report(found, None, NOW).servers[0]
+    assert (line.rebooting, line.reboot_required) == (rebooting, not rebooting)

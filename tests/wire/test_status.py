@@ -77,6 +77,7 @@ def test_each_part_is_where_it_belongs() -> None:
             "boot_id": "b1",
             "age": 100.0,
             "away": True,
+            "overdue": False,
         },
         {
             "machine_id": "m9",
@@ -87,6 +88,7 @@ def test_each_part_is_where_it_belongs() -> None:
             "boot_id": None,
             "age": None,
             "away": None,
+            "overdue": False,
         },
     ]
     assert lock["waiters"] == [{"machine_id": "m0", "lrn": 0}]
