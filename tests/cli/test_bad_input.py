@@ -446,6 +446,13 @@ def test_a_full_disk_stops_the_pass_before_anything_changes(
             "cannot pause until 2020-01-01T00:00:00Z: that is over",
         ),
         ("pause", "Missing option '--reason'"),
+        ("etcd-roles --servers 0,a", "cannot read --servers: 'a' is no server's number; write it as 0,1,2"),
+        (
+            "etcd-roles --servers 0=12",
+            "'12' is no machine id; it is what stands in the server's /etc/machine-id",
+        ),
+        ("etcd-roles --servers 0,1 --no-lead 3", "cannot read --no-lead 3: server 3 is none of --servers"),
+        ("etcd-roles --name a/b", "cannot use the name 'a/b'"),
         ("validate /nowhere", "cannot validate /nowhere: it is no directory, and no revision is called so"),
         (
             "agent --etcd http://127.0.0.1:2379",
