@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from reconciler.cli.program import run
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
+from tests.cli.command import Command
 from tests.conftest import Etcd, options
 from tests.etcd_server import EtcdServer
 from tests.etcd_users import FOLLOWERS, OPERATOR, ROOT, SERVERS, Users, agent
@@ -18,6 +21,11 @@ from tests.fleet.fleet import Servers
 FOLLOWER = FOLLOWERS[0]
 
 
+def called(command: Command, *words: str) -> None:
+    """The command in this process: with many of them, most of the time would be their start."""
+    assert run(list(words), command.whole_environment({})) == 0, words
+
+
 def test_a_persons_commands_need_an_operators_rights_and_no_more(servers: Servers) -> None:
     """Each verb that writes, beside agents of which one never leads; what they did is seen in etcd."""
     servers.add(0)
@@ -25,32 +33,32 @@ def test_a_persons_commands_need_an_operators_rights_and_no_more(servers: Server
     servers.machines[0].hold_dpkg()
     servers.start()
     servers.wait_for_registered(0, FOLLOWER)
-    operate = servers.command()
-    operate("config", "set", "release-timezone", "Europe/Berlin").ok()
-    assert operate("config", "get", "release-timezone").ok().out == "Europe/Berlin\n"
-    operate("config", "unset", "release-timezone").ok()
-    operate("pause", "--reason", "a test").ok()
+    operate = partial(called, servers.command())
+    operate("config", "set", "release-timezone", "Europe/Berlin")
+    assert servers.view().settings.release_timezone == "Europe/Berlin"
+    operate("config", "unset", "release-timezone")
+    operate("pause", "--reason", "a test")
     assert servers.view().pause
-    operate("resume").ok()
+    operate("resume")
     revision = servers.push({"tool": "1.0"})
     servers.wait("a dpkg runs", lambda: servers.machines[0].in_dpkg)
-    operate("stop").ok()
+    operate("stop")
     servers.wait_for_stop(revision)
     servers.machines[0].let_dpkg_go()
-    operate("recover").ok()
+    operate("recover")
     servers.wait_for_end(servers.push({"tool": "2.0"}))
     servers.has("tool", "2.0")
-    operate("lock", "set-max", "2").ok()
-    operate("lock", "acquire", "--machine-id", "f" * 32).ok()
-    operate("lock", "release", "--machine-id", "f" * 32).ok()
-    operate("server", "disable", "0", "--reason", "a test").ok()
-    operate("server", "enable", "0").ok()
+    operate("lock", "set-max", "2")
+    operate("lock", "acquire", "--machine-id", "f" * 32)
+    operate("lock", "release", "--machine-id", "f" * 32)
+    operate("server", "disable", "0", "--reason", "a test")
+    operate("server", "enable", "0")
     servers.machines[FOLLOWER].kill()
-    operate("server", "remove", str(FOLLOWER)).ok()
+    operate("server", "remove", str(FOLLOWER))
     assert servers.view().servers == {0}
-    operate("server", "add", str(FOLLOWER)).ok()
+    operate("server", "add", str(FOLLOWER))
     for words in (("status",), ("history",), ("snapshot",), ("server", "list"), ("lock", "status")):
-        servers.command("reader")(*words).ok()
+        called(servers.command("reader"), *words)
 
 
 @pytest.mark.parametrize(
