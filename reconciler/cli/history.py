@@ -29,7 +29,7 @@ def history(call: Call, most: int) -> int:
     with compose.store(options) as store:
         finished = read_history(store.client, store.keys)[:most] if store else ()
     if options.output == "json":
-        compose.print_json([asdict(rollout) for rollout in finished])
+        compose.print_json([_json(rollout) for rollout in finished])
         return 0
     if not finished:
         click.echo("No rollout has finished yet.")
@@ -40,6 +40,11 @@ def history(call: Call, most: int) -> int:
             f"{one_line(rollout.message, _SAID)}"
         )
     return 0
+
+
+def _json(rollout: FinishedRollout) -> dict[str, object]:
+    """As `schemas/history.json` says: what a newer program knows more is its own."""
+    return {name: value for name, value in asdict(rollout).items() if name != "extra"}
 
 
 def _took(rollout: FinishedRollout) -> str:

@@ -37,7 +37,9 @@ def recover(call: Call) -> int:
         rollout = store.administration.recover(compose.timestamp())
         held = held_back(store.fleet(recorded=False), compose.now())
     if options.output == "json":
-        compose.print_json({"rollout": rollout.id, "revision": rollout.version})
+        compose.print_json(
+            {"rollout": rollout.id, "revision": rollout.version, "held": held.reason if held else None}
+        )
     else:
         then = f"none opens now: {held.reason}" if held else "the leader opens one anew"
         click.echo(f"The stopped rollout of {rollout.version[:12]} is cleared; {then}.")

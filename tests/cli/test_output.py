@@ -52,19 +52,19 @@ def revision(repository: Repository, etcd: Etcd) -> str:
         ("validate", None),
         ("diff HEAD HEAD", None),
         ("drift", None),
-        ("history", None),
-        ("server list", None),
-        ("server add 5", None),
-        ("server disable 1 --reason test", None),
-        ("server enable 1", None),
-        ("server remove 1", None),
+        ("history", "history"),
+        ("server list", "server-list"),
+        ("server add 5", "server-change"),
+        ("server disable 1 --reason test", "server-change"),
+        ("server enable 1", "server-change"),
+        ("server remove 1", "server-change"),
         ("lock status", None),
         ("lock acquire", None),
         ("lock release", None),
         ("lock set-max 2", None),
         ("lock history", "lock-history"),
-        ("pause --reason test --until 2h", None),
-        ("resume", None),
+        ("pause --reason test --until 2h", "pause"),
+        ("resume", "resume"),
         ("config set check-update-interval 5m", None),
         ("config list", None),
         ("config unset check-update-interval", None),
@@ -97,11 +97,18 @@ def test_json_where_somebody_has_to_act(command: Command, etcd: Etcd, revision: 
     ours = {"plan_format": 1, "phases": ["prefetch"], "waves": [{"servers": [1]}]}
     etcdctl(etcd.endpoint, "put", f"{etcd.prefix}status/current", "--", json.dumps(current | ours))
     assert command("status").ok().out.splitlines()[1].startswith("Rollout  ")
-    assert command("stop", "--reason", "test", "--output", "json").ok().document["revision"] == revision
+    stopped = command("stop", "--reason", "test", "--output", "json").ok().document
+    assert stopped["revision"] == revision and violations(stopped, "stop") == []
     assert violations(command("status", "--output", "json").ok().document, "status") == []
-    assert command("recover", "--output", "json").ok().document["revision"] == revision
-    (finished,) = command("history", "--output", "json").ok().document
-    assert (finished["revision"], finished["outcome"]) == (revision, "stopped")
+    command("pause", "--reason", "test").ok()
+    recovered = command("recover", "--output", "json").ok().document
+    assert (recovered["revision"], violations(recovered, "recover")) == (revision, [])
+    assert recovered["held"].startswith("paused by ")
+    finished = command("history", "--output", "json").ok().document
+    assert [(old["revision"], old["outcome"]) for old in finished] == [(revision, "stopped")]
+    assert violations(finished, "history") == []
+    servers = command("server", "list", "--output", "json").ok().document
+    assert servers and violations(servers, "server-list") == []
 
 
 @pytest.mark.usefixtures("revision")

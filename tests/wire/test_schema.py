@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -259,8 +259,16 @@ VALUES = st.recursive(
 )
 
 
-def example_of(name: str) -> dict[str, Any]:
+def example_of(name: str) -> Any:
+    """A document made of the examples of each property; a list has one entry."""
     schema = load(name)
+    if schema["type"] == "array":
+        (entry,) = schema["$defs"].values()
+        return [_example(entry)]
+    return _example(schema)
+
+
+def _example(schema: Mapping[str, Any]) -> dict[str, Any]:
     return {
         field: json.loads(json.dumps(entry["examples"][0])) for field, entry in schema["properties"].items()
     }
@@ -277,7 +285,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 @given(st.data())
 def test_the_quick_answer_is_that_of_jsonschema(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(SCHEMAS))
-    document: Any = example_of(name)
+    document = example_of(name)
     if name == "artifact-set":
         [full] = parse(FULL.encode(), "f")
         document = json.loads(json.dumps(full.value))
