@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
-import struct
 import threading
 import time
 from collections import deque
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 _PREFACE = len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-_DATA, _RST_STREAM = 0, 3
+_DATA, _HEADERS, _END_STREAM = 0, 1, 1
 _TICK = 0.05
 
 
@@ -62,6 +61,8 @@ class Road:
         self.closed = False
         """Nothing gets through, in either direction, and no connection ends: what was sent arrives when it opens again."""
         self.moments: tuple[Moment, ...] = ()
+        self.answered_late = 0
+        """Requests that were held, let go and answered."""
         self._proxies = [_Proxy(self, port) for port in ports]
 
     @property
@@ -136,18 +137,19 @@ class _Link:
         self._road, self._client, self._server = road, client, server
         self.ended = False
         self._mutex = threading.Lock()
-        self._held: dict[int, bytes] = {}
+        self._held = b""
+        """A request that waits for `let_go`. What its client sends after it is lost: the server must not hear that it was given up."""
+        self._owed: set[int] = set()
+        """Streams whose request is or was held, and not answered yet."""
         self._awaited: set[int] = set()
         """Streams whose answer must not come back."""
-        ways = ((client, server, self._request, _PREFACE), (server, client, self._reply, 0))
-        for way in ways:
+        for way in ((client, server, self._request, _PREFACE), (server, client, self._reply, 0)):
             threading.Thread(target=self._carry, args=way, daemon=True).start()
 
     def let_go(self) -> None:
         with self._mutex, contextlib.suppress(OSError):
-            for frames in self._held.values():
-                self._server.sendall(frames)
-            self._held.clear()
+            self._server.sendall(self._held)
+            self._held = b""
 
     def end(self) -> None:
         """Also where another thread is reading: closing alone would leave a connection open until that has read."""
@@ -160,49 +162,49 @@ class _Link:
         self,
         source: socket.socket,
         target: socket.socket,
-        judge: Callable[[int, int, bytes], bool],
+        judge: Callable[[bytes], bool],
         preface: int,
     ) -> None:
-        """Carry frame by frame, each after the road's delay, as far as `judge` lets it pass."""
+        """Carry piece by piece, each after the road's delay, as far as `judge` lets it pass."""
         waiting: deque[tuple[float, bytes]] = deque()
         rest, over = b"", False
         with contextlib.suppress(OSError, ValueError):
             while not self.ended and not (over and not waiting):
-                if (
-                    not over
-                    and select.select([source], [], [], _TICK if waiting or self._road.closed else 1.0)[0]
-                ):
+                busy = waiting or self._road.closed
+                if not over and select.select([source], [], [], _TICK if busy else 1.0)[0]:
                     data = source.recv(1 << 16)
                     over = not data
-                    rest += data
-                    frames, rest, preface = _frames(rest, preface)
-                    waiting.extend((time.monotonic() + self._road.delay, frame) for frame in frames)
+                    pieces, rest, preface = _pieces(rest + data, preface)
+                    waiting.extend((time.monotonic() + self._road.delay, piece) for piece in pieces)
                 elif over:
                     time.sleep(_TICK)
                 while waiting and not self._road.closed and waiting[0][0] <= time.monotonic():
-                    _, frame = waiting.popleft()
-                    if judge(*_kind(frame), frame):
-                        with self._mutex:
-                            target.sendall(frame)
+                    _, piece = waiting.popleft()
+                    if judge(piece):
+                        self._send(target, piece)
         # A request that is held arrives although its client has gone: the server must not hear of that.
-        if not (source is self._client and self._held):
+        if not (source is self._client and self._owed):
             self.end()
 
-    def _request(self, kind: int, stream: int, frame: bytes) -> bool:
-        with self._mutex:
-            if stream in self._held:
-                # That its client has given it up is not said either.
-                self._held[stream] += frame if kind == _DATA else b""
-                return kind not in (_DATA, _RST_STREAM)
-        if kind != _DATA:
-            return True
-        match self._road.judge(frame):
+    def _send(self, target: socket.socket, piece: bytes) -> None:
+        try:
+            with self._mutex:
+                target.sendall(piece)
+        except OSError:
+            if not (target is self._client and self._owed):
+                raise
+
+    def _request(self, piece: bytes) -> bool:
+        if self._owed:
+            return False
+        match self._road.judge(piece):
             case Fate.IS_HELD:
                 with self._mutex:
-                    self._held[stream] = frame
+                    self._held = piece
+                    self._owed.add(_stream(piece))
                 return False
             case Fate.LOSES_ITS_REPLY:
-                self._awaited.add(stream)
+                self._awaited.add(_stream(piece))
             case Fate.IS_DROPPED:
                 self.end()
                 return False
@@ -210,32 +212,49 @@ class _Link:
                 pass
         return True
 
-    def _reply(self, kind: int, stream: int, frame: bytes) -> bool:
+    def _reply(self, piece: bytes) -> bool:
+        stream = _stream(piece)
+        if stream in self._owed and piece[3] in (_HEADERS, _DATA) and not piece[4] & _END_STREAM:
+            self._owed.discard(stream)
+            self._road.answered_late += 1
         if stream in self._awaited:
             self.end()
             return False
         return True
 
 
-def _frames(data: bytes, preface: int) -> tuple[list[bytes], bytes, int]:
-    """The whole frames that `data` begins with, what is left of it, and how much of the preface is still to come."""
-    frames: list[bytes] = []
+def _pieces(data: bytes, preface: int) -> tuple[list[bytes], bytes, int]:
+    """What can be carried on of `data`, what is left, and how much of the preface is still to come.
+
+    A piece is a frame, or a request whole: its headers with its message. Headers wait for what follows them.
+    """
+    pieces: list[bytes] = []
     if preface:
         if len(data) < preface:
-            return frames, data, preface
-        frames.append(data[:preface])
+            return pieces, data, preface
+        pieces.append(data[:preface])
         data = data[preface:]
+    opened = b""
     while len(data) >= 9 and len(data) >= (size := 9 + int.from_bytes(data[:3], "big")):
-        frames.append(data[:size])
-        data = data[size:]
-    return frames, data, 0
+        frame, data = data[:size], data[size:]
+        kind, of_the_same = frame[3], opened and _stream(frame) == _stream(opened)
+        if kind == _HEADERS and not frame[4] & _END_STREAM:
+            # Headers are compressed by what came before them, so these must not pass the others.
+            pieces += [opened] if opened else []
+            opened = frame
+        elif of_the_same and kind != _DATA:
+            opened += frame
+        elif of_the_same:
+            pieces.append(opened + frame)
+            opened = b""
+        else:
+            pieces.append(frame)
+    return pieces, opened + data, 0
 
 
-def _kind(frame: bytes) -> tuple[int, int]:
-    """A frame's type and its stream; the preface is no frame."""
-    if frame.startswith(b"PRI "):
-        return -1, 0
-    return frame[3], struct.unpack(">I", frame[5:9])[0] & 0x7FFFFFFF
+def _stream(frame: bytes) -> int:
+    """The stream of a frame."""
+    return int.from_bytes(frame[5:9], "big") & 0x7FFFFFFF
 
 
 def when(roads: Iterable[Road], texts: Iterable[str], do: Callable[[], Fate | None]) -> Moment:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,6 +104,21 @@ def at_the_cluster(server: EtcdServer, directory: Path) -> Iterator[Cluster]:
                 cluster.heal()
                 for road in cluster.roads.values():
                     road.end()
+
+
+def says(value: object) -> str:
+    """As it stands in a document in etcd."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def takes_slot(machine: Machine) -> tuple[str, str]:
+    """What the request holds by which a server takes the only slot."""
+    return "/semaphore", f'"holders":{says([machine.machine_id])}'
+
+
+def gives_slot_back() -> tuple[str, str]:
+    """What the request holds by which the only slot is given back."""
+    return "/semaphore", '"holders":[]'
 
 
 def opens(number: int) -> tuple[str, str]:
