@@ -57,20 +57,24 @@ class Member:
     cluster: str = ""
     arguments: tuple[str, ...] = ()
     scheme: str = "http"
+    host: str = "127.0.0.1"
+    before: tuple[str, ...] = ()
+    """What goes before its command: where it runs."""
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def endpoint(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.client_port}"
+        return f"{self.scheme}://{self.host}:{self.client_port}"
 
     @property
     def peer(self) -> str:
-        return f"http://127.0.0.1:{self.peer_port}"
+        return f"http://{self.host}:{self.peer_port}"
 
     def start(self, wait: bool = True) -> None:
         log = (self.directory.parent / f"{self.name}.log").open("ab")
         self.process = subprocess.Popen(
             [
+                *self.before,
                 "etcd",
                 "--name", self.name,
                 "--data-dir", str(self.directory),
@@ -95,7 +99,7 @@ class Member:
         while time.monotonic() < end:
             if self.process is not None and self.process.poll() is not None:
                 break
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.client_port), 1):
+            with contextlib.suppress(OSError), socket.create_connection((self.host, self.client_port), 1):
                 return
             time.sleep(0.02)
         log = (self.directory.parent / f"{self.name}.log").read_text(errors="replace")
@@ -151,11 +155,11 @@ class EtcdServer:
             )
             for index in range(members)
         ]
+
+    def start(self) -> EtcdServer:
         cluster = ",".join(f"{member.name}={member.peer}" for member in self.members)
         for member in self.members:
             member.cluster = cluster
-
-    def start(self) -> EtcdServer:
         if self.users is not None:
             for member in self.members:
                 self.restore(member, self.users.snapshot)

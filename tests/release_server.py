@@ -62,17 +62,18 @@ class ReleaseServer:
     orders: list[Order] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
+    host: str = "127.0.0.1"
     closing: threading.Event = field(default_factory=threading.Event)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def storage(self) -> str:
         """The same server by another name, where assets are redirected to: another host, as a token must see it."""
-        return f"http://localhost:{self.port}"
+        return f"http://localhost:{self.port}" if self.host == "127.0.0.1" else self.url
 
     def add(self, owner: str, repository: str, tag: str, *files: Path) -> None:
         """Put files into a release."""
@@ -98,7 +99,7 @@ class ReleaseServer:
     @contextmanager
     def serving(self, port: int = 0) -> Iterator[ReleaseServer]:
         """Serve on loopback until the block ends."""
-        server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        server = ThreadingHTTPServer((self.host, port), _handler(self))
         server.daemon_threads = True
         self.port = server.server_address[1]
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -186,7 +186,7 @@ class Servers:
         with (where / "log").open("ab") as log:
             machine.process = subprocess.Popen(
                 # However the tests end, no agent outlives them.
-                ["setpriv", "--pdeathsig", "KILL", *self.wrapper, *argv, *machine.arguments],
+                ["setpriv", "--pdeathsig", "KILL", *self.wrapper, *machine.before, *argv, *machine.arguments],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONFAULTHANDLER": "1", **machine.environment},
                 stdin=subprocess.DEVNULL,
@@ -348,9 +348,9 @@ class Servers:
 
 
 @contextlib.contextmanager
-def running(etcd: Etcd, directory: Path) -> Iterator[Servers]:
-    """A fleet without servers yet; at the end its agents are ended."""
-    with ReleaseServer(directory / "releases").serving() as releases:
+def running(etcd: Etcd, directory: Path, host: str = "127.0.0.1") -> Iterator[Servers]:
+    """A fleet without servers yet, which fetches from `host`; at the end its agents are ended."""
+    with ReleaseServer(directory / "releases", host=host).serving() as releases:
         servers = Servers(etcd, directory, releases)
         try:
             yield servers

@@ -27,6 +27,8 @@ class Machine:
     process: subprocess.Popen[bytes] | None = None
     interval: str | None = "1h"
     """Of `--interval`; None leaves it to etcd's setting."""
+    before: tuple[str, ...] = ()
+    """What goes before the agent's command: where it runs."""
     stays_away: bool = False
     """After a reboot it does not come back by itself."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.core.artifact import Key
 from reconciler.store.lock import RebootLock
 from reconciler.store.transaction import delete, one, put
 from tests.conftest import Etcd
@@ -170,7 +171,7 @@ def test_promise_8_a_recorded_version_that_was_edited_is_no_reason_to_do_anythin
     servers.gather(2)
     servers.wait_for_end(servers.push({"tool": "1.0"}))
     keys, client = servers.etcd.keys, servers.etcd.client
-    version = keys.version(1, fleet.key("deb/tool"))
+    version = keys.version(1, Key("deb", "tool"))
     lists = servers.machines[1].root / "var/lib/dpkg/info/tool.list"
     before = lists.stat().st_mtime_ns
     client.txn([], [put(version, "v9.9")])
