@@ -13,6 +13,7 @@ MADE := $(VENV)/.made
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
 SOAK_ARGS ?=
+MUTATE_ARGS ?= --write docs/mutations.md
 
 .PHONY: help
 help: ## show this list
@@ -54,6 +55,10 @@ bench: setup venv ## how fast, beside what people use today: prints a table, wri
 .PHONY: soak
 soak: setup venv ## the long tests
 	$(BIN)/python -m pytest -m soak $(SOAK_ARGS)
+
+.PHONY: mutations
+mutations: setup venv ## break the program on purpose, one way after the other: which test notices each
+	$(BIN)/python tools/mutate.py $(MUTATE_ARGS)
 
 .PHONY: clean
 clean: ## remove what the other targets made

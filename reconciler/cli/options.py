@@ -87,7 +87,12 @@ def as_truth(text: str) -> bool:
 
 
 def as_path(text: str) -> Path:
-    return Path(text).expanduser()
+    if "\0" in text:
+        raise ValueError(f"found {text!r}; a path has no such character")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f'found "{text}"; there is no such user here: write the whole path') from None
 
 
 def one_of(*choices: str) -> Callable[[str], str]:
