@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from reconciler.core.artifact import Artifact, Image, Key, Kind, Known, Pin, reference
 from reconciler.core.state import Installed
@@ -49,6 +49,19 @@ class Hands:
     """Drop what was fetched for others than these."""
     users: Callable[[Iterable[Key]], Mapping[Key, frozenset[Key]]] = lambda keys: {}
     """Which of these packages need which of them."""
+    runtime: Literal["auto", "podman", "docker"] = "auto"
+    restart: Callable[[], None] | None = None
+    """Has this agent end in order, for its supervisor to start it again; None in a command, which nobody restarts."""
+
+    def as_desired(self, wanted: Iterable[Artifact], pins: Mapping[str, Pin]) -> frozenset[Key]:
+        """Those of `wanted` that the host has already as they are desired."""
+        artifacts = {artifact.key: artifact for artifact in wanted}
+        found = self.look(artifacts.values())
+        return frozenset(
+            key
+            for key, artifact in artifacts.items()
+            if key in found and found[key] == self.drivers[key.kind].target(artifact, pin_of(artifact, pins))
+        )
 
     def look(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> dict[Key, str]:
         """What the host has of these: one look for each kind; `closely` at their files too."""

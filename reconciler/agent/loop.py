@@ -196,6 +196,10 @@ class Asked:
     def look(self) -> None:
         self._requests.put("look")
 
+    def end(self) -> None:
+        """As SIGTERM asks for it: whoever supervises the agent starts it again."""
+        self._end(signal.SIGTERM)
+
     def next(self) -> Request:
         """Wait for it."""
         return self._requests.get()

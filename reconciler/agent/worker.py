@@ -7,13 +7,13 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from reconciler.agent.drift import described, drifted
 from reconciler.agent.fetching import Fetching
 from reconciler.agent.follow import Follower
-from reconciler.agent.hands import Hands, pin_of
+from reconciler.agent.hands import Hands
 from reconciler.agent.notify import Event
 from reconciler.agent.perform import Done, Failed, LeftOff, Outcome, perform, settle
 from reconciler.agent.publisher import Publisher
@@ -32,11 +32,21 @@ from reconciler.core.advance import (
     is_closing,
     records_of,
 )
-from reconciler.core.artifact import Artifact, Key, Known
+from reconciler.core.artifact import Key
 from reconciler.core.change import Change
 from reconciler.core.lead import timestamp
-from reconciler.core.plan import Plan, make_bare_plan, make_plan, make_repair
-from reconciler.core.state import ABORTED, DEFAULT_GROUP, RUNNING, Desired, Now, Rollout, Server, ServerStatus
+from reconciler.core.plan import Plan, make_bare_plan, make_plan, make_repair, to_look_for
+from reconciler.core.state import (
+    ABORTED,
+    DEFAULT_GROUP,
+    PLAN_FORMAT,
+    RUNNING,
+    Desired,
+    Now,
+    Rollout,
+    Server,
+    ServerStatus,
+)
 from reconciler.core.window import is_open
 from reconciler.errors import Fenced, HeldBack, ReconcilerError, Refused
 from reconciler.host.policy import check_removal
@@ -57,9 +67,9 @@ _LOOP = "worker"
 class _Seen:
     """What one look at the host before a rollout told: what is there as desired, and which packages that go need which."""
 
-    rollout: str
-    as_desired: frozenset[Key]
-    users: Mapping[Key, frozenset[Key]]
+    rollout: str = ""
+    as_desired: frozenset[Key] = frozenset()
+    users: Mapping[Key, frozenset[Key]] = field(default_factory=dict)
 
 
 class Worker:
@@ -85,7 +95,7 @@ class Worker:
         self._hands, self._writing, self._follower, self._read = hands, writing, follower, read
         self._publisher, self._wall = publisher, wall
         self._fetching, self._told_every = Fetching(hands.progress), tell_fetches_every
-        self._seen: _Seen | None = None
+        self._seen = _Seen()
         self._neco_seen: str | None = None
         self._fenced = 0
 
@@ -156,10 +166,14 @@ class Worker:
     def _act(self, move: Move, plan: Plan, server: Server) -> float | None:
         match move:
             case Wait(reason, _, seconds):
-                log.debug("waits: %s", reason, extra={"server": server.lrn})
+                newer = _is_newer(server.rollout)
+                level = logging.WARNING if newer else logging.DEBUG
+                log.log(level, "waits: %s", reason, extra={"server": server.lrn})
                 self._at_rest()
                 self._check_drift(server)
-                self._writing.say(self._trouble(), len(self._publisher().drift), server.reboot_required)
+                self._writing.say(
+                    reason if newer else self._trouble(), len(self._publisher().drift), server.reboot_required
+                )
                 longest = min(IDLE, max(1.0, self._drift_interval()))
                 return longest if seconds is None else min(max(seconds, 0.05), longest)
             case Report(status):
@@ -339,49 +353,39 @@ class Worker:
             return newest
 
     def _plan(self, desired: Desired, server: Server) -> Plan:
-        rollout = server.rollout
-        records = records_of(server, rollout.id) if rollout else {}
+        rollout, seen = server.rollout, self._looked(desired, server)
         plan = make_plan(
             desired,
             server.recorded,
             server.lrn,
+            observed=seen.as_desired,
             interrupted=interrupted(server),
-            begun=frozenset(records),
+            begun=frozenset(records_of(server, rollout.id) if rollout else {}),
+            users=seen.users,
             wave=rollout.wave_of(server.lrn) if rollout else 1,
         )
         removals = [change.key for change in plan.changes if change.action == "remove"]
         if forbidden := [text for key in removals for text in check_removal(self._hands.policy, key)]:
             raise Refused(f"cannot plan server {server.lrn}: " + "; ".join(forbidden))
-        if rollout is None or not rollout.unfinished or not plan.changes:
-            return plan
-        if self._seen is None or self._seen.rollout != rollout.id:
-            users = self._hands.users(removals) if sum(key.kind == "deb" for key in removals) > 1 else {}
-            self._seen = _Seen(rollout.id, self._as_desired(plan, server), users)
-        return make_plan(
-            desired,
-            server.recorded,
-            server.lrn,
-            observed=self._seen.as_desired,
-            interrupted=interrupted(server),
-            begun=frozenset(records),
-            users=self._seen.users,
-            wave=plan.wave,
-        )
+        return plan
 
-    def _as_desired(self, plan: Plan, server: Server) -> frozenset[Key]:
-        """Those of the plan's artifacts that the host has already as they are desired."""
-        wanted: dict[Key, Artifact] = {
-            change.key: change.after
-            for change in plan.changes
-            if change.after is not None and not isinstance(change.after, Known)
-        }
-        found = self._hands.look(wanted.values())
-        return frozenset(
-            key
-            for key, artifact in wanted.items()
-            if key in found
-            and found[key] == self._hands.drivers[key.kind].target(artifact, pin_of(artifact, server.pins))
-        )
+    def _looked(self, desired: Desired, server: Server) -> _Seen:
+        """What the host shows of what the plan is about: one look for each rollout, and none while no rollout is under way."""
+        rollout = server.rollout
+        if rollout is None or not rollout.unfinished:
+            return _Seen()
+        if self._seen.rollout != rollout.id:
+            wanted, gone = to_look_for(desired, server.recorded, server.lrn, interrupted(server))
+            if not wanted and not gone:
+                return _Seen()
+            users = self._hands.users(gone) if sum(key.kind == "deb" for key in gone) > 1 else {}
+            self._seen = _Seen(rollout.id, self._hands.as_desired(wanted, server.pins), users)
+        return self._seen
+
+
+def _is_newer(rollout: Rollout | None) -> bool:
+    """Whether a rollout was opened by a later version, whose plans this one cannot make: it is to be updated."""
+    return bool(rollout and rollout.unfinished and (rollout.plan_format or 0) > PLAN_FORMAT)
 
 
 def _is_open(server: Server) -> bool:

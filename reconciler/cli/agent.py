@@ -88,7 +88,15 @@ def _run(configured: Configured, client: Client, no_lead: bool, asked: Asked) ->
             # It waits by the old one, which may have been long.
             bells.follow.ring()
 
-    server = this_server(lambda: configured.now, where, client, bells.work.ring, ending, learn=learn)
+    server = this_server(
+        lambda: configured.now,
+        where,
+        client,
+        bells.work.ring,
+        ending,
+        learn=learn,
+        restart=asked.end,
+    )
     if server.parts.hands.policy == EVERYTHING:
         log.warning(
             "this host has no policy (%s): everything that the schema allows is allowed", options.policy

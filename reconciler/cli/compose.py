@@ -209,7 +209,6 @@ def observed_as_desired(
     """Those of `wanted` that this host has already as desired. A host that cannot be looked at has none, and a line says so."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from reconciler.agent.hands import pin_of
     from reconciler.cli.parts import host, server_parts
 
     if not wanted:
@@ -217,19 +216,12 @@ def observed_as_desired(
     group = wanted_state.group_of(options.lrn)
     hands = server_parts(options, host(options), lambda: group).hands
 
-    def look(kind: Kind) -> set[Key]:
-        some = [artifact for artifact in wanted if artifact.key.kind == kind]
+    def look(kind: Kind) -> frozenset[Key]:
         try:
-            there = hands.look(some)
-            return {
-                artifact.key
-                for artifact in some
-                if artifact.key in there
-                and there[artifact.key] == hands.drivers[kind].target(artifact, pin_of(artifact, pins))
-            }
+            return hands.as_desired([artifact for artifact in wanted if artifact.key.kind == kind], pins)
         except ReconcilerError as error:
             click.echo(f"this host is not looked at for {kind}: {error}", err=True)
-            return set()
+            return frozenset()
 
     # Each kind is other programs, and most of the time is theirs.
     kinds = sorted({artifact.key.kind for artifact in wanted})

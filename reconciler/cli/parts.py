@@ -74,8 +74,9 @@ def server_parts(
     progress: Progress = silent,
     ending: threading.Event | None = None,
     alarm_after: Callable[[], float] | None = None,
+    restart: Callable[[], None] | None = None,
 ) -> ServerParts:
-    """The parts of the server at `where`; `group` says which group it is in now, `alarm_after` that option's value."""
+    """The parts of the server at `where`. `group` says which group it is in now, `alarm_after` that option's value, `restart` ends an agent."""
     ledger = Ledger.open(where)
     packages = Packages(where, ledger, github_api=options.github_api)
     containers = Containers(where, ledger, runtime=_runtime(options))
@@ -101,6 +102,8 @@ def server_parts(
         time.time,
         packages.tidy,
         packages.users,
+        _runtime(options),
+        restart,
     )
 
     def configure(settings: Settings) -> None:

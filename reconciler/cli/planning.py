@@ -14,8 +14,7 @@ from reconciler.cli.here import check_removals, check_revision
 from reconciler.cli.options import Options
 from reconciler.core.advance import interrupted
 from reconciler.core.artifact import Key
-from reconciler.core.difference import difference
-from reconciler.core.plan import Plan
+from reconciler.core.plan import Plan, to_look_for
 from reconciler.core.plans import plans_of
 from reconciler.core.state import Desired, Fleet, Server
 from reconciler.errors import UsageError
@@ -154,10 +153,6 @@ def _looked(
     from reconciler.cli import compose
 
     recorded = fleet.recorded.get(options.lrn, {})
-    before = {key: installed.artifact for key, installed in recorded.items()}
-    after = desired.artifacts_of(options.lrn)
-    open_changes = difference(before, after, interrupted=_unsettled(fleet, options.lrn))
-    wanted = [after[change.key] for change in open_changes if change.key in after]
-    gone = [change.key for change in open_changes if change.action == "remove" and desired.policy.prune]
+    wanted, gone = to_look_for(desired, recorded, options.lrn, _unsettled(fleet, options.lrn))
     observed = compose.observed_as_desired(options, desired, wanted, fleet.pins)
     return observed, compose.users_among(options, gone)

@@ -95,8 +95,11 @@ def this_server(
     ending: threading.Event,
     progress: Progress = silent,
     learn: Callable[[Settings, Settings], None] = lambda before, now: None,
+    restart: Callable[[], None] | None = None,
 ) -> ThisServer:
-    """The pieces of the server at `where`. `ring` wakes its worker; `learn` hears of the fleet's settings, before and now, when they change."""
+    """The pieces of the server at `where`. `ring` wakes its worker; `learn` hears of the fleet's settings, before and now, when they change;
+    `restart` ends an agent, to be started again.
+    """
     first = options()
     machine_id, boot_id = reboot.machine_id(where), reboot.boot_id(where)
     keys = Keys(first.prefix, first.lock_prefix)
@@ -105,7 +108,7 @@ def this_server(
         newest = follower.state.newest
         return newest.group_of(first.lrn) if newest else DEFAULT_GROUP
 
-    parts = server_parts(first, where, group, progress, ending, lambda: options().alarm_after)
+    parts = server_parts(first, where, group, progress, ending, lambda: options().alarm_after, restart)
     follower = Follower(
         compose.source(first), compose.trust(first), parts.hands.policy, first.state_dir, first.lrn
     )

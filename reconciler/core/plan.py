@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, assert_never
 
-from reconciler.core.artifact import OS_IMAGE, Image, Key
+from reconciler.core.artifact import OS_IMAGE, Artifact, Image, Key
 from reconciler.core.change import Change
 from reconciler.core.difference import difference
 from reconciler.core.state import Desired, RebootPolicy, Recorded, ServerGroup
@@ -50,7 +50,9 @@ class Plan:
         return tuple(step for step in self.steps if step.phase == phase)
 
 
-LAST = ("etcd", "reconciler")
+OWN = "reconciler"
+"""The name of the agent's own image or package."""
+LAST = ("etcd", OWN)
 """Names that come last in their phase: the etcd that the agents use, and after it the agent itself."""
 
 
@@ -100,6 +102,17 @@ def make_plan(
     ]
     steps = _steps([*changes, *resumed], begun, group, users or {})
     return Plan(lrn, group.name, wave, tuple(changes), steps, group.reboot)
+
+
+def to_look_for(
+    desired: Desired, recorded: Recorded, lrn: int, interrupted: frozenset[Key]
+) -> tuple[tuple[Artifact, ...], tuple[Key, ...]]:
+    """What a plan would bring to server `lrn`, and what it would remove: worth a look at the host before the plan is made."""
+    before = {key: installed.artifact for key, installed in recorded.items()}
+    after = desired.artifacts_of(lrn)
+    changes = difference(before, after, interrupted=interrupted)
+    gone = [change.key for change in changes if change.action == "remove" and desired.policy.prune]
+    return tuple(after[change.key] for change in changes if change.key in after), tuple(gone)
 
 
 def make_repair(recorded: Recorded, differs: Iterable[Change], lrn: int, group: ServerGroup) -> Plan:

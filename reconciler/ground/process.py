@@ -109,6 +109,33 @@ def run(
     return Completed(status, out.text(), err.text())
 
 
+def launch(
+    argv: Sequence[str | os.PathLike[str]],
+    *,
+    output: Path,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> None:
+    """Start `argv` in a session of its own and leave it: it may outlive this process. What it says is added to `output`."""
+    arguments = [os.fspath(word) for word in argv]
+    try:
+        with output.open("ab") as file:
+            child = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **(env or {})},
+                cwd="/",
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+            )
+    except OSError as error:
+        raise ProcessFailed(f"cannot run {' '.join(arguments)}: {error.strerror or error}") from None
+    # Its exit status is taken, should this process be the one that lives longer.
+    threading.Thread(target=child.wait, name="launched", daemon=True).start()
+
+
 def end_group(child: subprocess.Popen[bytes], grace: float = _GRACE) -> None:
     """End a program and all that it started: asked first, and killed after `grace` seconds."""
     with contextlib.suppress(ProcessLookupError):

@@ -291,6 +291,20 @@ class Containers:
         if confirmed:
             self._ledger.put(replace(entry, found=definition.running))
 
+    def hand_to_systemd(self, image: Image, pin: Pin | None) -> None:
+        """Make the unit of this agent's own container the one that is asked for, and have systemd restart it: that ends this process."""
+        address, digest = self._source(image, pin)
+        definition = define(image, address, digest, self._host)
+        if definition is None or self._stored(f"{address}@{digest}") is None:
+            raise HostError(
+                f"cannot use {address}@{digest} on server {self._host.lrn}: it is not there, though it was fetched"
+            )
+        self._require_paths(definition)
+        self._ledger.put(self._next_entry(Entry(image, "", digest, definition.image)))
+        self._runtime().tag(definition.image, f"{repository_of(image.repository)}:{image.tag}")
+        with self._scratch() as scratch:
+            units.install(self._host, self._unit(definition), scratch, wait=False)
+
     def _require_up(self, definition: Definition) -> None:
         """Raise where the container ends as soon as it is started, though the runtime starts it anew again and again."""
         name = definition.name

@@ -127,8 +127,11 @@ def installed(host: Host, unit: Unit) -> bool:
     return place.read(host, unit.path) == unit.text.encode()
 
 
-def install(host: Host, unit: Unit, scratch: Path) -> None:
-    """Check the unit, write it if it differs, enable it and restart its service: afterwards it runs from this text."""
+def install(host: Host, unit: Unit, scratch: Path, *, wait: bool = True) -> None:
+    """Check the unit, write it if it differs, enable it and restart its service: afterwards it runs from this text.
+
+    Without `wait`, systemd has only been asked for the restart: for who is ended by it.
+    """
     if not installed(host, unit):
         if unit.enable:
             _verify(host, unit, scratch)
@@ -136,7 +139,7 @@ def install(host: Host, unit: Unit, scratch: Path) -> None:
     _systemctl(host, "daemon-reload")
     if unit.enable:
         _systemctl(host, "enable", "--quiet", unit.service)
-    _systemctl(host, "restart", unit.service)
+    _systemctl(host, "restart", *([] if wait else ["--no-block"]), unit.service)
 
 
 def stop(host: Host, service: str) -> None:

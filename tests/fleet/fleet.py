@@ -125,11 +125,13 @@ class Servers:
     def release(self, name: str, version: str, scripts: Scripts = ()) -> None:
         """Build a package and put it into a release."""
         if (name, version) not in self.built:
-            place = self.directory / "built"
-            place.mkdir(exist_ok=True)
-            file = build(DebSpec(name, version, scripts=scripts), place)
-            self.releases.add("acme", name, f"v{version}", file)
-            self.built.add((name, version))
+            self.release_package(DebSpec(name, version, scripts=scripts))
+
+    def release_package(self, package: DebSpec) -> None:
+        place = self.directory / "built"
+        place.mkdir(exist_ok=True)
+        self.releases.add("acme", package.name, f"v{package.version}", build(package, place))
+        self.built.add((package.name, package.version))
 
     # --- agents -----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from reconciler.agent.hands import Did, Hands, pin_of
+from reconciler.agent.perform.own import is_own, replace_agent
 from reconciler.core.artifact import Artifact, Known
 from reconciler.core.lead import timestamp
 from reconciler.core.plan import Plan, Step
@@ -35,7 +36,10 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
             f"{step.subject.subject} is not on the host any more as it was found: it is planned anew"
         )
     if target is None or found != target or staged:
-        driver.apply(artifact, pin)
+        if is_own(artifact, hands):
+            replace_agent(artifact, pin, lambda: hands.look([artifact]).get(artifact.key) == target, hands)
+        else:
+            driver.apply(artifact, pin)
         if wanted.reboot:
             # It runs only after the boot: the reboot step looks at it, and records it.
             return Did(found=driver.target(artifact, pin) or artifact.version)

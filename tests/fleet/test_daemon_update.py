@@ -1,0 +1,243 @@
+"""The agent updates itself: real packages that hold the agent's own code, real dpkg whose script restarts it, and podman.
+
+No systemd runs here. What stands for the agent's service is the package's own script, which ends the agent, and this test,
+which starts it again from what is installed: as `Restart=always` does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+import reconciler
+from reconciler import __version__
+from reconciler.core.state import PLAN_FORMAT
+from reconciler.store.transaction import one, put
+from tests.debs import DebSpec
+from tests.fleet.daemon import metric, wait_for_log
+from tests.fleet.fleet import Machine, Servers, with_shell
+from tests.podman import podman, podman_below
+from tests.registry import registry
+
+WITHIN = 90.0
+LIBRARY = "/opt/reconciler/lib"
+SOURCES = Path(reconciler.__file__).parent
+POSTINST = """#!/bin/sh
+set -e
+sleep 0.5
+if [ -e /agent.pid ]; then read pid </agent.pid; kill -TERM $pid; fi
+sleep 0.5
+touch /configured
+"""
+"""What a package's script does with its service. It goes on for a while after the agent has ended: nothing may cut it off."""
+
+
+def package(version: str, broken: bool = False) -> DebSpec:
+    """The agent's package: this very code, but for what it says of its version; or one whose agent cannot start."""
+    files = {path.relative_to(SOURCES): path.read_text() for path in SOURCES.rglob("*.py")}
+    schemas = SOURCES.parent / "schemas"
+    files |= {Path("schemas") / path.name: path.read_text() for path in schemas.glob("*.json")}
+    start = files[Path("__init__.py")]
+    assert f'"{__version__}"' in start
+    files[Path("__init__.py")] = start.replace(f'"{__version__}"', f'"{version}"')
+    if broken:
+        files[Path("cli/agent.py")] = "raise SystemExit('this agent does not come up')\n"
+    placed = tuple((f"{LIBRARY}/reconciler/{path}", text) for path, text in sorted(files.items()))
+    return DebSpec("reconciler", version, files=placed, scripts=(("postinst", POSTINST),))
+
+
+def supervised(servers: Servers, machine: Machine) -> Callable[[], None]:
+    """Starts the agent again whenever it has ended, from what is installed on its host. Call it often."""
+    machine.environment = {"PYTHONSAFEPATH": "1", "PYTHONPATH": f"{machine.root}{LIBRARY}"}
+    with_shell(machine)
+
+    def look() -> None:
+        if machine.process is None or machine.process.poll() is not None:
+            machine.process = None
+            servers.start(machine)
+            assert machine.process is not None
+            (machine.root / "agent.pid").write_text(f"{machine.process.pid}\n")
+
+    return look
+
+
+def until(servers: Servers, look: Callable[[], None], what: str, condition: Callable[[], object]) -> None:
+    def looked() -> bool:
+        look()
+        return bool(condition())
+
+    servers.wait(what, looked, within=WITHIN)
+
+
+def version_of(machine: Machine) -> str:
+    """The version of the agent that runs."""
+    found = [
+        version
+        for version in ("1.0", "2.0", __version__)
+        if metric(machine, "reconciler_build_info", version=version) == 1
+    ]
+    return found[0] if found else ""
+
+
+def ended(servers: Servers, revision: str) -> bool:
+    rollout = servers.view().rollout
+    return bool(rollout and rollout.version == revision and rollout.outcome == "complete")
+
+
+def test_its_own_package_comes_last_and_the_new_agent_records_it(servers: Servers) -> None:
+    for version in ("1.0", "2.0"):
+        servers.release_package(package(version))
+    machine = servers.add(0)
+    look = supervised(servers, machine)
+    look()
+    revision = servers.push({"reconciler": "1.0", "zsh": "1"})
+    until(servers, look, "the agent is its package's", lambda: ended(servers, revision))
+    until(servers, look, "it serves", lambda: version_of(machine) == "1.0")
+    (machine.root / "configured").unlink()
+    before = len(machine.log)
+
+    revision = servers.push({"reconciler": "2.0", "zsh": "2"})
+    until(servers, look, "the new agent goes on", lambda: ended(servers, revision))
+    servers.has("reconciler", "2.0", 0)
+    assert (machine.root / "configured").exists(), "the package's script was not cut off"
+    until(servers, look, "it is the new one", lambda: version_of(machine) == "2.0")
+    log = machine.log[before:]
+    own = "debs:deb/reconciler:change"
+    assert log.index("has done debs:deb/zsh:change") < log.index(f"begins {own}"), "it comes last"
+    assert log.index(f"begins {own}") < log.index("the step in flight is finished"), (
+        "the old one ends in order"
+    )
+    assert log.index("the step in flight is finished") < log.index(f"has done {own}")
+    assert servers.view().steps[0][own].attempt == 2, "begun by the old one, ended by the new one"
+    assert machine.terminate() == 0
+
+
+def test_a_new_agent_that_does_not_come_up_stops_the_rollout(servers: Servers) -> None:
+    """Its server is silent; the others, in the next wave, keep what they have."""
+    servers.release_package(package("1.0"))
+    servers.release_package(package("2.0", broken=True))
+    machine, other = servers.add(0, "--no-lead"), servers.add(1)
+    with_shell(other)
+    look = supervised(servers, machine)
+    look()
+    servers.start(1)
+    servers.wait_for_registered(0, 1)
+    policy = {"waves": [{"servers": [0]}, {"servers": [1]}], "timeout": "5s"}
+    first = servers.push({"reconciler": "1.0"}, policy={**policy, "timeout": "60s"})
+
+    def both() -> None:
+        look()
+        if other.process is None or other.process.poll() is not None:
+            servers.start(1)
+
+    until(servers, both, "all have the first", lambda: ended(servers, first))
+    second = servers.push({"reconciler": "2.0"}, policy=policy)
+
+    def stopped() -> bool:
+        rollout = servers.view().rollout
+        return bool(rollout and rollout.version == second and rollout.stop)
+
+    until(servers, both, "the rollout has stopped", stopped)
+    rollout = servers.view().rollout
+    assert rollout is not None and "server 0" in (rollout.message or "")
+    assert machine.deb("reconciler") == "ii 2.0", "what was done is done"
+    assert servers.recorded(0)["deb/reconciler"] == "v1.0", "and nobody has seen that it works"
+    assert other.deb("reconciler") == "ii 1.0"
+
+
+def test_a_package_that_cannot_replace_the_agent_fails_as_a_step(servers: Servers) -> None:
+    servers.release_package(
+        DebSpec(
+            "reconciler", "3.0", scripts=(("preinst", "#!/bin/sh\necho 'no room for this agent'\nexit 1\n"),)
+        )
+    )
+    machine = servers.add(0)
+    with_shell(machine)
+    servers.start()
+    rollout = servers.wait_for_stop(servers.push({"reconciler": "3.0"}), within=WITHIN)
+    assert "cannot replace the agent on server 0" in (rollout.message or "")
+    assert machine.process is not None and machine.process.poll() is None, "the agent lives"
+
+
+def test_an_agent_that_nobody_restarts_ends_in_order_by_itself(servers: Servers) -> None:
+    """A package without a script: the old agent runs on until it sees that it has been replaced."""
+    servers.release_package(DebSpec("reconciler", "1.0"))
+    machine = servers.add(0)
+    look = supervised(servers, machine)
+    look()
+    first = machine.process
+    revision = servers.push({"reconciler": "1.0"})
+    until(servers, look, "the new agent goes on", lambda: ended(servers, revision))
+    assert machine.process is not first
+    assert "the step in flight is finished" in machine.log
+
+
+@pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
+def test_its_own_container_is_replaced_from_outside(servers: Servers, tmp_path: Path) -> None:
+    """The agent is killed in the middle, as its container's end would: the replacement goes on, and the new agent records it."""
+    with (
+        registry(tmp_path / "registry") as images,
+        podman_below(Path("/tmp") / f"own-{os.getpid()}") as environment,
+    ):
+        for tag in ("1", "2"):
+            images.push("web", tag)
+        machine = servers.add(0)
+        machine.environment = environment
+        servers.start()
+        forever = "trap 'sleep 2; exit 0' TERM; while :; do sleep 1000 & wait $!; done"
+        note = machine.directory / "state/replacement.json"
+
+        def handed_over(tag: str) -> bool:
+            return note.exists() and f'"tag": "{tag}"' in note.read_text()
+
+        for tag in ("1", "2"):
+            image: dict[str, object] = {
+                "name": "reconciler",
+                "repository": images.repository("web"),
+                "tag": tag,
+                "container": {"args": ["sh", "-c", forever]},
+            }
+            revision = servers.push(sets=[{"images": [image]}])
+            servers.wait("it is handed over", partial(handed_over, tag), within=WITHIN)
+            machine.kill()
+            servers.start()
+            servers.wait_for_end(revision, within=WITHIN)
+            assert servers.recorded(0)["image/reconciler"] == tag
+            running = podman(environment, "ps", "--format", "{{.Names}} {{.Status}}", check=True)
+            assert running.startswith("reconciler Up")
+        assert machine.terminate() == 0
+
+
+def test_a_plan_format_that_it_does_not_know_is_waited_for(servers: Servers) -> None:
+    """A newer leader's rollout: an older agent touches nothing, says so, and keeps every field that it does not know."""
+    servers.gather(1)
+    servers.wait_for_end(servers.push({"tool": "1.0"}))
+    machine = servers.machines[0]
+    machine.kill()
+    keys, client = servers.etcd.keys, servers.etcd.client
+    (found,) = client.read([one(keys.rollout)]).items[0]
+    text = found.value.decode()
+    newer = re.sub(r'"plan_format": *[0-9]+', f'"plan_format": {PLAN_FORMAT + 1}', text)
+    newer = re.sub(r'"outcome": *"complete"', '"from_the_future": [1]', newer)
+    assert newer != text
+    started = servers.view().rollout
+    assert started is not None
+    phase = json.dumps({"rollout": started.id, "wave": 1, "phase": 2, "from_the_future": True})
+    written = {keys.rollout: newer, keys.phase: phase}
+    client.txn([], [put(key, value) for key, value in written.items()])
+    servers.start()
+    said = f"plan format {PLAN_FORMAT + 1} is newer than this program's {PLAN_FORMAT}"
+    wait_for_log(servers, machine, said)
+    servers.wait("the fleet is told", lambda: any(said in agent.trouble for agent in servers.view().agents))
+    servers.push({"tool": "2.0"})
+    wait_for_log(servers, machine, "is valid", 3)
+    for key, value in written.items():
+        (kept,) = client.read([one(key)]).items[0]
+        assert kept.value.decode() == value
+    assert machine.deb("tool") == "ii 1.0"
