@@ -128,7 +128,7 @@ def test_a_new_agent_that_does_not_come_up_stops_the_rollout(servers: Servers) -
     look()
     servers.start(1)
     servers.wait_for_registered(0, 1)
-    policy = {"waves": [{"servers": [0]}, {"servers": [1]}], "timeout": "5s"}
+    policy = {"waves": [{"servers": [0]}, {"servers": [1]}], "timeout": "15s"}
     first = servers.push({"reconciler": "1.0"}, policy={**policy, "timeout": "60s"})
 
     def both() -> None:
