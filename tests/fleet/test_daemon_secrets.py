@@ -10,6 +10,7 @@ import hmac
 import json
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler.cli.etcd_roles import Fleet, commands
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
 from tests.conftest import Etcd
@@ -84,6 +86,13 @@ def arguments_of_etcd(authority: Authority) -> tuple[str, ...]:
     )
 
 
+def rights(keys: Keys, user: str) -> list[tuple[str, ...]]:
+    """What `reconcile etcd-roles` prints of server 0's roles, and of who has them."""
+    printed = [shlex.split(line) for line in commands(keys, Fleet((0,))) if line.startswith("etcdctl ")]
+    ours = [words[1:] for words in printed if words[1] == "role" or words[2:4] == ["grant-role", user]]
+    return [tuple(word for word in words if word not in ("||", "true")) for words in ours]
+
+
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     if os.geteuid() != 0:
@@ -110,16 +119,16 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         (files / "root").write_text("rootpw")
         how = [f"{files}/ca.pem", f"{files}/etcd.pem", f"{files}/etcd.key"]
         operator = ("--cacert", how[0], "--cert", how[1], "--key", how[2])
+        keys = Keys(f"/test/{secrets.token_hex(6)}/")
         for words in (
             ("user", "add", "root:rootpw"),
             ("user", "grant-role", "root", "root"),
-            ("user", "add", "agent:one"),
-            ("user", "grant-role", "agent", "root"),
+            ("user", "add", "agent-0:one"),
+            *rights(keys, "agent-0"),
             ("auth", "enable"),
         ):
             etcdctl(server.endpoint, *operator, *words)
         options = EtcdOptions(server.endpoints, how[0], how[1], how[2], "root", f"{files}/root")
-        keys = Keys(f"/test/{secrets.token_hex(6)}/")
         certificate, key = authority.issue("git", "git")
         with (
             Client(options) as client,
@@ -148,7 +157,7 @@ def _arguments(files: Path, git: GitServer) -> list[str]:
         "etcd-ca": files / "ca.pem",
         "etcd-cert": files / "etcd.pem",
         "etcd-key": files / "etcd.key",
-        "etcd-user": "agent",
+        "etcd-user": "agent-0",
         "etcd-password-file": files / "password",
         "tls-cert": files / "tls.pem",
         "tls-key": files / "tls.key",
@@ -203,7 +212,7 @@ def test_the_password_for_etcd(secured: Secured) -> None:
     etcdctl(
         secured.etcd.endpoint,
         *operator,
-        *("user", "passwd", "agent", "--interactive=false"),
+        *("user", "passwd", "agent-0", "--interactive=false"),
         stdin="two\n",
     )
     secured.put("password", b"two\n")

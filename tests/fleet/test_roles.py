@@ -17,6 +17,7 @@ from reconciler.wire.settings import SETTINGS
 from tests.conftest import Etcd
 from tests.etcd_server import EtcdServer
 from tests.etcd_users import FOLLOWERS, OPERATOR, agent, make_users
+from tests.web.test_fleetlock import PRE_REBOOT, STEADY_STATE, call, fleetlock
 
 KEYS = Keys()
 FOLLOWER = FOLLOWERS[0]
@@ -162,6 +163,13 @@ def test_fleetlock_writes_slots_and_nothing_else(users: dict[str, Client]) -> No
     assert writable(client, slots) == slots
     others = [KEYS.waiter("default", 7), KEYS.phase, KEYS.released("2026")]
     assert writable(client, [*of_server(MINE)[:-1], *LEADERS, *PERSONS, *STRANGERS, *others]) == []
+
+
+def test_fleetlock_serves_with_its_own_rights(users: dict[str, Client]) -> None:
+    with fleetlock(users["fleetlock"], KEYS, "default") as server:
+        assert call(server, PRE_REBOOT, group="default").status == 200
+        assert read_locks(users["reader"], KEYS)["default"].semaphore.holders == ("m1",)
+        assert call(server, STEADY_STATE, group="default").status == 200
 
 
 def test_roles_for_named_lock_groups_and_machines_are_as_narrow_as_that(tmp_path: Path) -> None:
