@@ -514,3 +514,19 @@ def test_the_pipelines_run_the_check_and_show_its_report(name: str) -> None:
     assert "./check-desired-state " in text and text.count("report.txt") >= 3
     # What failed is commented, too: the report is written first, and the status told at the end.
     assert "|| status=$?" in text and 'exit "$status"' in text
+
+
+def test_each_test_that_the_promises_name_is_there() -> None:
+    """`docs/promises.md` names tests by file and function; each row of the faults has one."""
+    page = (ROOT / "docs/promises.md").read_text()
+    named = re.findall(r"`([a-z]+/test_\w+\.py)::(test_\w+)`", page)
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not re.search(rf"^ *def {name}\(", (ROOT / "tests" / file).read_text(), re.MULTILINE)
+    ]
+    assert not missing
+    rows = re.findall(r"^\| (\d+) \| [^|]+ \| `", page, re.MULTILINE)
+    assert [int(row) for row in rows] == list(range(1, 49))
+    files = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert set(re.findall(r"`(test_\w+\.py)`", page)) <= files
