@@ -307,6 +307,14 @@ def control(file: Path) -> Control:
     )
 
 
+def contents(file: Path) -> frozenset[str]:
+    """The paths that the .deb `file` unpacks, from the root."""
+    text = process.run(["dpkg-deb", "--contents", file], timeout=CHANGE_LIMIT).stdout
+    fields = (line.split(maxsplit=5) for line in text.splitlines())
+    names = (found[5].partition(" -> ")[0].partition(" link to ")[0] for found in fields if len(found) == 6)
+    return frozenset(name.removeprefix(".") for name in names)
+
+
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
     return lines[-1].strip()[:200] if lines else "no reason given"

@@ -22,7 +22,7 @@ from reconciler.core.artifact import AptDeb, Artifact, Key, Known, Pin, ReleaseD
 from reconciler.errors import HostError, Unfetchable
 from reconciler.host import place
 from reconciler.host.apt import Apt, archive_name
-from reconciler.host.dpkg import Control, Dpkg, Package, control
+from reconciler.host.dpkg import DATABASE, Control, Dpkg, Package, contents, control
 from reconciler.host.driver import Host, Progress, silent
 from reconciler.host.ledger import Entry, Ledger
 
@@ -124,10 +124,6 @@ class Packages:
                 return f"{package.text} from another file"
         return package.text
 
-    def held(self) -> tuple[str, ...]:
-        """The packages that somebody put on hold on this host, sorted."""
-        return tuple(sorted(package.name for package in self._dpkg.packages().values() if package.held))
-
     def target(self, artifact: Artifact, pin: Pin | None) -> str | None:
         """The version that dpkg will have: exact for APT; for a release what its .deb says, once that is known here."""
         match artifact:
@@ -177,7 +173,10 @@ class Packages:
     # --- fetching ----------------------------------------------------------------------------------------------------
 
     def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:
-        """Bring the package, and through apt what it depends on, into its directory. Nothing to do where it is there."""
+        """Bring the package, and through apt what it depends on, into its directory. Nothing to do where it is there.
+
+        Raises `HostError` for one that is on hold at another version: it is said before any server has changed.
+        """
         match artifact:
             case ReleaseDeb():
                 self._fetch_release(artifact, pin, progress)
@@ -185,6 +184,10 @@ class Packages:
                 self._fetch_apt(artifact)
             case _:
                 raise TypeError(f"{artifact} is no package")
+        parcel = self._parcel(artifact, self._checksum(artifact, pin) or "")
+        package = self._dpkg.packages().get(artifact.name)
+        if parcel is not None and not _is(package, parcel.version):
+            self._refuse_held(artifact, package, parcel)
 
     def _fetch_release(self, deb: ReleaseDeb, pin: Pin | None, progress: Progress) -> None:
         releases = self._releases()
@@ -271,6 +274,7 @@ class Packages:
         altered = entry.altered if entry else ()
         if not as_wanted or self._altered_since(deb.key):
             self._refuse_held(deb, packages.get(deb.name), parcel)
+            self._refuse_links_out(deb, parcel)
             self._verify(deb, parcel)
             again = _is(packages.get(deb.name), parcel.version)
             # Where the version will not show that it was done, neither may the ledger before it is.
@@ -289,6 +293,23 @@ class Packages:
                 f"cannot change deb {deb.name} on server {self._host.lrn} from {package.version} to {parcel.version}: "
                 f"it is on hold there; release it with `apt-mark unhold {deb.name}`, or ask for {package.version}"
             )
+
+    def _refuse_links_out(self, deb: Deb, parcel: Parcel) -> None:
+        """On a bare directory dpkg follows the links in it as this machine's: none may lead it out of there.
+
+        Everywhere else it runs inside the host, where a link means what it means there.
+        """
+        if not self._dpkg.bare:
+            return
+        paths = {f"{DATABASE}/status"}.union(
+            *(contents(file) for file in {parcel.file, *parcel.directory.glob("*.deb")})
+        )
+        for path in sorted(paths):
+            if place.leads_out(self._host, path):
+                raise HostError(
+                    f"cannot install deb {deb.name} {parcel.version} on server {self._host.lrn}: a link on the way to "
+                    f"{path} leads out of {self._host.root}; make it a relative one, or run commands with --host-exec chroot"
+                )
 
     def _install(self, deb: Deb, parcel: Parcel, again: bool) -> None:
         """Through apt, so that dependencies come along; by dpkg alone where there is no apt, or where apt refuses to help."""

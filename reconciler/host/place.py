@@ -214,6 +214,13 @@ def inside(host: Host, path: str | os.PathLike[str]) -> Path:
         walk.close()
 
 
+def leads_out(host: Host, path: str | os.PathLike[str]) -> bool:
+    """Whether a program of this machine that is sent to `path` below the host's root ends in a directory outside of it."""
+    root = host.root.resolve()
+    below = os.fspath(path).strip("/")
+    return bool(below) and not (root / below).parent.resolve().is_relative_to(root)
+
+
 def status(host: Host, path: str | os.PathLike[str]) -> os.stat_result | None:
     """What `stat` says of the host's `path`; None where nothing is there."""
     with _at(host, path, "look at") as spot:

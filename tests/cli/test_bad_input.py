@@ -5,6 +5,7 @@ Each is tried with the command that would apply it, and what etcd and the host h
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import time
@@ -400,6 +401,32 @@ def test_a_full_disk_stops_the_pass_before_anything_changes(
     check_nothing_installed(etcd, host, "a")
     command("--yes", "--state-dir", tmp_path / "room").ok()
     assert state(host, "a") == "ii 1.0"
+
+
+@pytest.mark.needs("dpkg")
+def test_a_host_without_room_stops_the_pass_before_anything_changes(
+    command: Command,
+    repository: Repository,
+    etcd: Etcd,
+    host: Host,
+    releases: ReleaseServer,
+    small_disk: Path,
+    tmp_path: Path,
+) -> None:
+    """The whole root of the host is a small disk: the download would fit, and what it unpacks would not."""
+    shutil.copytree(host.root, small_disk, dirs_exist_ok=True)
+    for name, size in (("a", "1"), ("b", "50000")):
+        spec = DebSpec(name, "1.0", fields=(("Installed-Size", size),))
+        releases.add("o", name, "v1.0", build(spec, tmp_path, f"{name}_1.0_amd64.deb"))
+    repository.commit(artifacts(debs=[deb(), {**deb(), "name": "b", "repository": "b"}]))
+    ran = command("--yes", "--host-root", small_disk)
+    assert ran.status == 1
+    assert (
+        "cannot put deb b 1.0 into" in ran.err
+        and "it takes 51.2 MB and" in ran.err
+        and "make room there" in ran.err
+    )
+    check_nothing_installed(etcd, Host(small_disk), "a", "b")
 
 
 # --- calls ----------------------------------------------------------------------------------------------------------

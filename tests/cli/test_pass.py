@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -70,6 +71,24 @@ def actions(ran: Ran) -> dict[str, str]:
 
 
 # --- packages -------------------------------------------------------------------------------------------------------
+
+
+def test_five_hundred_packages_are_planned_with_one_query(
+    command: Command, repository: Repository, host: Host, tmp_path: Path
+) -> None:
+    stanza = "Package: p{0}\nStatus: install ok installed\nMaintainer: x\nArchitecture: all\nVersion: {0}.0\nDescription: x\n\n"
+    (host.root / "var/lib/dpkg/status").write_text("".join(stanza.format(number) for number in range(500)))
+    repository.commit(artifacts(debs=[{"name": f"p{n}", "version": f"{n}.0"} for n in range(500)]))
+    programs, calls = tmp_path / "bin", tmp_path / "calls"
+    programs.mkdir()
+    for program in ("dpkg", "dpkg-query", "apt-get", "apt-cache"):
+        wrapper = programs / program
+        wrapper.write_text(f'#!/bin/sh\necho {program} >> {calls}\nexec {shutil.which(program)} "$@"\n')
+        wrapper.chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    (server,) = json.loads(command("--dry-run", "--output", "json", env={"PATH": path}).ok().out)["servers"]
+    assert [change["action"] for change in server["changes"]] == ["record"] * 500
+    assert calls.read_text().split() == ["dpkg-query"]
 
 
 def test_packages_are_installed_upgraded_downgraded_and_removed(
@@ -474,6 +493,46 @@ def test_the_hosts_policy_has_the_last_word(
     assert (state(host, "one"), recorded(etcd)) == ("", {})
     # Another server's policy is its own affair.
     assert command("--dry-run", "--server", "8").status == 0
+
+
+def test_all_that_the_hosts_policy_does_not_allow_is_named_at_planning(
+    command: Command, repository: Repository, host: Host, etcd: Etcd
+) -> None:
+    """A bind of `/` that is not allowed, and each other point; nothing of it was asked for over the network."""
+    container = {
+        "binds": [{"name": "all", "source": "/", "dest": "/host"}],
+        "environmentFile": "/etc/shadow",
+        "started": ["unseal"],
+        "health": {"hook": "probe"},
+    }
+    image = {"name": "web", "repository": "127.0.0.1:1/web", "tag": "1", "container": container}
+    group = {
+        "name": "boot",
+        "servers": [0],
+        "osImage": {"driver": "command"},
+        "reboot": {"before": ["drain"]},
+    }
+    repository.commit(
+        documents(
+            {"kind": "ArtifactSet", "images": [image], "osImage": {"channel": "stable", "version": "1.2.3"}},
+            {"kind": "ServerGroup", **group},
+        )
+    )
+    allow(host, "allow: {images: [quay.io/*], binds: [/var/lib], hooks: [other], drivers: [netboot]}")
+    for words in ("--dry-run", "--yes"):
+        ran = command(words)
+        assert (ran.status, ran.out) == (5, ""), ran
+        for refused in (
+            "image web: the repository 127.0.0.1:1/web is not allowed by this host's policy (images)",
+            "image web: the bind all of / is not allowed by this host's policy (binds)",
+            "image web: the environment file /etc/shadow is not allowed by this host's policy (binds)",
+            "image web: the hook unseal is not allowed by this host's policy (hooks)",
+            "image web: the hook probe is not allowed by this host's policy (hooks)",
+            "server group boot: the hook drain is not allowed by this host's policy (hooks)",
+            "server group boot: the OS image driver command is not allowed by this host's policy (drivers)",
+        ):
+            assert refused in ran.err
+    assert recorded(etcd) == {}
 
 
 @pytest.mark.usefixtures("pending")

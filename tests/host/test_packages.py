@@ -355,6 +355,34 @@ def test_without_a_pin_a_repair_takes_what_was_installed_before(
     assert not (host.root / "usr/share/tool/other").exists()
 
 
+@pytest.mark.parametrize("link", ["usr/share", "usr/share/tool", "var/lib/dpkg"])
+def test_a_link_in_the_hosts_root_leads_no_package_out(
+    server: ReleaseServer, host: Host, packages: Packages, tmp_path: Path, link: str
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    deb = release(server, tmp_path, TOOL)
+    pin = packages.resolve(deb)
+    packages.fetch(deb, pin)
+    place = host.root / link
+    if place.exists():
+        place.rename(host.root / "aside")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.symlink_to(outside)
+    with pytest.raises(HostError, match="leads out of"):
+        packages.apply(deb, pin)
+    assert list(outside.iterdir()) == []
+
+
+def test_a_link_that_stays_in_the_hosts_root_is_followed(
+    server: ReleaseServer, host: Host, packages: Packages, tmp_path: Path
+) -> None:
+    (host.root / "inside").mkdir()
+    (host.root / "usr/share").symlink_to("../inside")
+    install(packages, release(server, tmp_path, TOOL))
+    assert (host.root / "inside/tool/version").read_text() == "1.0\n"
+
+
 # --- a host that is not as it should be -----------------------------------------------------------------------------
 
 
@@ -409,11 +437,12 @@ def test_a_package_on_hold_is_left_and_reported(
     subprocess.run(
         ["dpkg", f"--root={host.root}", "--set-selections"], input="tool hold\n", text=True, check=True
     )
-    assert packages.held() == ("tool",)
     assert packages.observe([old]) == {old.key: "1.0"}
     packages.apply(old, pin)
     with pytest.raises(HostError, match=r"from 1\.0 to 1\.1: it is on hold"):
-        install(packages, new)
+        packages.fetch(new, packages.resolve(new))
+    with pytest.raises(HostError, match=r"from 1\.0 to 1\.1: it is on hold"):
+        packages.apply(new, packages.resolve(new))
     with pytest.raises(HostError, match="apt-mark unhold tool"):
         packages.remove(old.key)
     assert state(host, "tool") == "hi 1.0"

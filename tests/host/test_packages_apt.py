@@ -212,7 +212,6 @@ def test_nothing_is_removed_to_make_room_for_another(host: Host, packages: Packa
 def test_a_hold_is_respected_also_on_the_way(host: Host, packages: Packages) -> None:
     install(packages, AptDeb("rt-library", "1.0"))
     subprocess.run(["chroot", host.root, "apt-mark", "hold", "rt-library"], check=True, capture_output=True)
-    assert packages.held() == ("rt-library",)
     deb = AptDeb("rt-library", "2.0")
     with pytest.raises(HostError, match="hold"):
         install(packages, deb)
