@@ -54,9 +54,13 @@ def _check(asked: Asked) -> None:
 
 
 def _text(options: Options, plan: Planned) -> str:
-    from reconciler.cli.render import plan_text
+    from reconciler.cli.render import plan_text, reboot_text
 
-    return plan_text(plan.plans, plan.desired.revision, plan.recorded, plan.slots, compose.paint(options))
+    paint = compose.paint(options)
+    text = plan_text(plan.plans, plan.desired.revision, plan.recorded, plan.slots, paint)
+    if plan.asks_for_reboot is None:
+        return text
+    return f"{text}\n{paint(reboot_text(plan.asks_for_reboot, plan.plans[0].reboot), 'yellow')}"
 
 
 def _apply(options: Options, asked: Asked, plan: Planned) -> int:

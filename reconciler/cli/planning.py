@@ -37,12 +37,16 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """Plans, and what they were made from. `recorded` says in words where the recorded state comes from."""
+    """Plans, and what they were made from. `recorded` says in words where the recorded state comes from.
+
+    `asks_for_reboot` is the file by which this host asks for a reboot, where the plan is for it and the file is there.
+    """
 
     desired: Desired
     fleet: Fleet
     plans: tuple[Plan, ...]
     recorded: str
+    asks_for_reboot: str | None = None
 
     @property
     def slots(self) -> dict[str, int]:
@@ -71,7 +75,7 @@ def planned(options: Options, asked: Asked) -> Planned:
     plans = plans_for(options, asked, desired, fleet, servers)
     if _is_here(options, asked):
         check_removals(options, [change.key for change in plans[0].changes if change.action == "remove"])
-    return Planned(desired, fleet, plans, recorded)
+    return Planned(desired, fleet, plans, recorded, _sentinel(options, asked))
 
 
 def plans_for(
@@ -87,6 +91,17 @@ def plans_for(
 def _is_here(options: Options, asked: Asked) -> bool:
     """Whether the plan is for this server itself, as it is now."""
     return asked.recorded is None and not asked.all_servers and _one_server(options, asked) == options.lrn
+
+
+def _sentinel(options: Options, asked: Asked) -> str | None:
+    """The file that asks for a reboot, where the plan is for this host and it is there."""
+    from reconciler.cli.parts import host
+    from reconciler.host.reboot import reboot_required
+
+    if not _is_here(options, asked):
+        return None
+    file = str(options.reboot_required_file)
+    return file if reboot_required(host(options), file) else None
 
 
 def _unsettled(fleet: Fleet, lrn: int) -> frozenset[Key]:

@@ -75,6 +75,17 @@ def plan_text(
     return "\n".join([*lines, _summary(plans, slots, revision)])
 
 
+def reboot_text(sentinel: str, rules: RebootPolicy) -> str:
+    """What becomes of a reboot that a file on the host asks for."""
+    lock = f" (lock {rules.lock_group})" if rules.strategy == "etcd-lock" else ""
+    what = (
+        "its server group's strategy is off, and nothing here reboots it"
+        if rules.strategy == "off"
+        else f"its agent reboots it in the next rollout's reboot phase{lock}"
+    )
+    return f"Reboot required: {sentinel} asks for one; {what}."
+
+
 def change_lines(changes: Sequence[Change], rules: RebootPolicy, paint: Paint = plain) -> list[str]:
     """A line for each change, in columns, and under it what differs inside the artifact."""
     rows = [_row(change, rules) for change in changes]

@@ -292,6 +292,22 @@ def test_the_locks_history_says_whose_slot_who_gave_it_back_and_why(command: Com
 
 
 @pytest.mark.usefixtures("revision")
+def test_a_plan_for_this_host_says_that_a_reboot_is_asked_for(command: Command, tmp_path: Path) -> None:
+    sentinel = "/run/asks-for-reboot"
+    asked = ("--dry-run", "--reboot-required-file", sentinel)
+    assert "Reboot required" not in command(*asked).ok().out
+    (tmp_path / "root/run").mkdir(parents=True, exist_ok=True)
+    (tmp_path / f"root{sentinel}").touch()
+    text = command(*asked).ok().out.splitlines()[-1]
+    assert text == (
+        f"Reboot required: {sentinel} asks for one; its agent reboots it in the next rollout's reboot phase (lock default)."
+    )
+    assert "Reboot required" not in command(*asked, "--server", "1").ok().out, (
+        "another server's is not known here"
+    )
+
+
+@pytest.mark.usefixtures("revision")
 def test_status_marks_a_slot_that_is_held_for_too_long(command: Command, etcd: Etcd) -> None:
     RebootLock(etcd.client, etcd.keys).take(
         Holder("a" * 32, "agent", 3, int(time.time()) - 120, "b1", "reboot")
