@@ -169,19 +169,19 @@ class Administration:
         """Register a number, or bring a removed one back. With `replace_machine`, for a machine that takes another's place:
         the old one's record goes, and all that `remove_server` deletes. False where nothing was to do.
         """
+        replaced = False
         for _ in range(_ATTEMPTS):
             snapshot = self.client.read((one(self.keys.machine(lrn)), one(self.keys.server(lrn))))
             machine = self._machine(lrn, snapshot.items[0])
             there = bool(snapshot.items[1])
-            if replace_machine and (machine or there):
+            if replace_machine and not replaced and (machine or there):
+                # The number is registered anew, and not only written again: a rollout under way sees that it is another server.
                 gone = delete(self.keys.machine(lrn))
-                operations = [*self._deletions(lrn)[1:], put(self.keys.server(lrn), "")]
-                outcome = self._swap(gone, machine.mod_revision if machine else 0, operations)
+                revision = machine.mod_revision if machine else 0
+                replaced = self._swap(gone, revision, self._deletions(lrn)).made
             elif there and not (machine and machine.removed):
-                return False
-            else:
-                outcome = self._bring_back(lrn, machine)
-            if outcome.made:
+                return replaced
+            elif self._bring_back(lrn, machine).made:
                 return True
         raise _crowded(f"add server {lrn}")
 

@@ -415,9 +415,16 @@ class TestPerson:
     def test_a_machine_that_takes_anothers_place(self, etcd: Etcd, admin: Administration) -> None:
         register(etcd.client, etcd.keys, 1, "old")
         etcd.client.txn([], [put(etcd.keys.version(1, ETCD), "3.5")])
+        before = read_fleet(etcd.client, etcd.keys)
         assert admin.add_server(1, replace_machine=True)
-        assert read_fleet(etcd.client, etcd.keys).recorded == {}
+        after = read_fleet(etcd.client, etcd.keys)
+        assert not after.recorded and not after.machines and after.servers == {1}
+        assert after.added[1] > before.etcd_revision, "a rollout under way sees that it is another server"
         assert register(etcd.client, etcd.keys, 1, "new").machine_id == "new"
+        assert read_fleet(etcd.client, etcd.keys).servers == {1}
+        admin.remove_server(1)
+        assert admin.add_server(1, replace_machine=True)
+        assert read_fleet(etcd.client, etcd.keys).machines == {}
 
     def test_disabling(self, etcd: Etcd, admin: Administration) -> None:
         with pytest.raises(ReconcilerError, match="not registered"):
