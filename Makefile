@@ -12,7 +12,7 @@ MADE := $(VENV)/.made
 # One file's tests stay on one worker: they share the etcd, registry or agents that the file started.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 BENCH_ARGS ?=
-SOAK_ARGS ?=
+SOAK_ARGS ?= -n 2 --dist load
 MUTATE_ARGS ?= --write docs/mutations.md
 
 .PHONY: help

@@ -69,20 +69,14 @@ def one_stays_down(servers: Servers, lrn: int = 1) -> tuple[Machine, str]:
     return machine, revision
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["what is this", '{"semaphore": 1, "max": "two", "holders": []}'],
-    ids=["not JSON", "wrong types"],
-)
-def test_promise_3_a_damaged_document_is_never_overwritten_and_the_slot_stays_held(
-    hand: Hand, damage: str
-) -> None:
+def test_promise_3_a_damaged_document_is_never_overwritten_and_the_slot_stays_held(hand: Hand) -> None:
     """Fault 15: the holder cannot give back, another cannot take; both say so, and go on once a person has put it right."""
     servers = hand.servers
     servers.gather(2)
     machine, revision = one_stays_down(servers)
     whole = hand.document
     assert whole is not None
+    damage = "what is this"
     hand.breaks(damage)
     servers.wants_reboot(0)
     servers.start(machine)
@@ -141,10 +135,10 @@ def test_promise_1_a_counter_that_lies_and_holders_that_are_null_are_taken_as_th
 def test_promise_1_nobody_is_added_while_there_are_more_holders_than_max(hand: Hand) -> None:
     """Fault 18: `max` is lowered while two are down; they come back, and only one goes down at a time."""
     servers = hand.servers
-    servers.gather(4)
+    servers.gather(3)
     for machine in servers.machines.values():
         machine.stays_away = True
-    servers.wants_reboot(*range(4))
+    servers.wants_reboot(*range(3))
     groups = [{**each, "reboot": {**each["reboot"], "slots": 2}} for each in group(servers)]
     revision = servers.push({"tool": "1.0"}, groups=groups)
     servers.wait("two are down", lambda: len(down(servers)) == 2)
@@ -157,7 +151,7 @@ def test_promise_1_nobody_is_added_while_there_are_more_holders_than_max(hand: H
         machine.stays_away = False
     servers.start(first[1])
     servers.wait_for_end(revision, within=60)
-    assert [len(machine.reboots) for machine in servers.machines.values()] == [1, 1, 1, 1]
+    assert [len(machine.reboots) for machine in servers.machines.values()] == [1, 1, 1]
 
 
 def down(servers: Servers) -> list[Machine]:
