@@ -62,5 +62,5 @@ mutations: setup venv ## break the program on purpose, one way after the other: 
 
 .PHONY: clean
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist bench.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist bench.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .schemathesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
