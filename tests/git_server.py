@@ -29,7 +29,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def https_server(root: Path, certificate: Path, key: Path) -> Iterator[Server]:
+def https_server(root: Path, certificate: Path, key: Path, port: int = 0) -> Iterator[Server]:
     server = Server(ca=certificate)
 
     class Handler(BaseHTTPRequestHandler):
@@ -93,7 +93,7 @@ def https_server(root: Path, certificate: Path, key: Path) -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(content)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as listener:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         listener.socket = context.wrap_socket(

@@ -129,10 +129,10 @@ class Registry:
 
 
 @contextlib.contextmanager
-def registry(directory: Path) -> Iterator[Registry]:
+def registry(directory: Path, port: int | None = None) -> Iterator[Registry]:
     """A registry that keeps its blobs below `directory`, for as long as the block runs."""
     directory.mkdir(parents=True, exist_ok=True)
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{port or free_port()}"
     config = directory / "registry.yml"
     config.write_text(
         "version: 0.1\n"

@@ -195,12 +195,14 @@ class Conductor:
             wanted = wanted_pins(desired, known, rollout.servers)
             pins = resolve(wanted, rollout.version, self._resolvers)
         except ReconcilerError as error:
+            is_new = self._told.get("open") != str(error)
+            self._told["open"] = str(error)
+            if isinstance(error, Unavailable):
+                raise  # nothing is wrong with the revision: what is missing is said, and it is tried again
             self._publisher.update(refusal=str(error), refused=rollout.version)
-            if self._told.get("open") != str(error):
-                log.error("%s", error, extra={"revision": rollout.version})
-                if not isinstance(error, Unavailable):
-                    self._tell(Event("revision_refused", str(error), rollout.version))
-                self._told["open"] = str(error)
+            log.error("%s", error, extra={"revision": rollout.version, "anew": is_new})
+            if is_new:
+                self._tell(Event("revision_refused", str(error), rollout.version))
             return _RETRY
         self._told.pop("open", None)
         self._publisher.update(refusal=None, refused=None)

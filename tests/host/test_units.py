@@ -177,7 +177,7 @@ _SYSTEMCTL = """#!/bin/sh
 root=$(cat "$0.root")
 echo "$*" >> "$0.log"
 verb=$1; shift
-[ "$1" = --quiet ] && shift
+case $1 in --*) shift ;; esac
 unit=$root/etc/systemd/system/$1
 case $verb in
 daemon-reload) exit 0 ;;
@@ -264,6 +264,16 @@ def test_a_container_with_a_unit_is_run_by_its_service(
 
         containers.restore(key)
         assert containers.observe([web("1", "web")])[key] == containers.target(web("1", "web"), None)
+
+        # The agent's own container: systemd ends this very process by ending the old one, so nothing is done but by systemd.
+        before, pin = len(systemd.calls), containers.resolve(web("2", "web"))
+        containers.hand_to_systemd(web("2", "web"), pin)
+        assert systemd.calls[before:] == [
+            "daemon-reload",
+            "enable --quiet web.service",
+            "restart --no-block web.service",
+        ]
+        assert containers.observe([web("2", "web")])[key] == containers.target(web("2", "web"), pin)
 
         install(web("2", "other"))
         assert not service.exists()
