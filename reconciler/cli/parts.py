@@ -86,6 +86,11 @@ def server_parts(
             return OsImages(where, ledger, driver)
         return OsImages(where, ledger, driver, flatcar_url=options.flatcar_url)
 
+    def tidy(recorded: Iterable[Key]) -> None:
+        wanted = tuple(recorded)
+        packages.tidy(wanted)
+        containers.tidy(wanted)
+
     os_image = GroupOsImages(os_images, group)
     drivers: dict[Kind, Driver] = {"deb": packages, "image": containers, "os-image": os_image}
     hands = Hands(
@@ -100,7 +105,7 @@ def server_parts(
         progress,
         ending or threading.Event(),
         time.time,
-        packages.tidy,
+        tidy,
         packages.users,
         _runtime(options),
         restart,

@@ -7,7 +7,6 @@ runs carries labels with its digest and a hash of its definition, so that one lo
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import platform
 import random
@@ -22,12 +21,13 @@ from pathlib import Path
 from typing import Literal
 
 from reconciler.core.artifact import Artifact, Image, Key, Known, Pin
-from reconciler.errors import Corrupt, HostError, Unavailable, Unfetchable
+from reconciler.errors import HostError, Unavailable, Unfetchable
 from reconciler.ground.process import ProcessFailed, ProcessTimeout
 from reconciler.host import place, units
 from reconciler.host.definition import LABEL_DEFINITION, LABEL_DIGEST, LABEL_NAME, Definition, define
 from reconciler.host.driver import Host, Progress, silent
 from reconciler.host.ledger import Entry, Ledger
+from reconciler.host.pulled import Pulled, measured
 from reconciler.host.registry import Registry, repository_of
 from reconciler.host.runtime import Podman, Running, Runtime, Stored, runtime_of, storage_environment
 
@@ -82,7 +82,7 @@ class Containers:
         self._backoff = backoff
         self._stop_timeout = stop_timeout
         self._settle = settle
-        self._pulled = _Pulled(host.state_dir / "images.json")
+        self._pulled = Pulled(host.state_dir / "images.json")
         self._mutex = threading.Lock()
         self._chosen: Runtime | None = None
         self._cleaned = False
@@ -209,7 +209,7 @@ class Containers:
         credentials = self._credentials if registry.login(address) else None
         place.require_space(self._storage(), size * _UNPACKED, f"image {source}")
         self._pulled.add(source, image)
-        with self._scratch() as scratch, _measured(scratch, subject, size, progress):
+        with self._scratch() as scratch, measured(scratch, subject, size, progress):
             try:
                 runtime.pull(source, scratch, credentials, max(1.0, deadline - time.monotonic()))
             except ProcessTimeout as error:
@@ -503,6 +503,12 @@ class Containers:
     def _stored(self, source: str) -> Stored | None:
         return next((stored for stored in self._runtime().images() if source in stored.sources), None)
 
+    def tidy(self, wanted: Iterable[Key]) -> None:
+        """Remove the images that were pulled for names that are neither wanted nor ours: a revision that was never applied."""
+        keep = {key.name for key in (*wanted, *self._ledger.entries()) if key.kind == "image"}
+        for name in sorted(self._pulled.names() - keep):
+            self._forget(name, frozenset())
+
     def _prune(self, key: Key) -> None:
         entries = [entry for known, entry in self._ledger.entries().items() if known.kind == "image"]
         kept = {known.file for entry in entries for known in (entry, *entry.previous)}
@@ -558,88 +564,6 @@ class Containers:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
-
-
-class _Pulled:
-    """Which images this agent pulled, and for which name: only these are ever removed. One small file in the state directory."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._mutex = threading.Lock()
-
-    def add(self, source: str, image: Image) -> None:
-        with self._mutex:
-            found = self._read()
-            entry = {"name": image.name, "tag": f"{repository_of(image.repository)}:{image.tag}"}
-            if found.get(source) != entry:
-                self._write({**found, source: entry})
-
-    def drop(self, source: str) -> None:
-        with self._mutex:
-            found = self._read()
-            if found.pop(source, None) is not None:
-                self._write(found)
-
-    def of(self, name: str) -> list[tuple[str, str]]:
-        """What was pulled for `name`: its source (`repository@digest`) and its name here (`repository:tag`)."""
-        with self._mutex:
-            return [
-                (source, entry["tag"])
-                for source, entry in sorted(self._read().items())
-                if entry["name"] == name
-            ]
-
-    def _read(self) -> dict[str, dict[str, str]]:
-        try:
-            document = json.loads(self._path.read_bytes())
-            return {
-                str(source): {"name": str(entry["name"]), "tag": str(entry["tag"])}
-                for source, entry in document["pulled"].items()
-            }
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Corrupt(
-                f"cannot read {self._path}, which lists the images that were pulled: {error}; if it is beyond repair, "
-                "remove it: no image that it named will be removed then"
-            ) from None
-
-    def _write(self, pulled: Mapping[str, Mapping[str, str]]) -> None:
-        place.publish(
-            self._path, json.dumps({"format": 1, "pulled": pulled}, indent=1, sort_keys=True) + "\n"
-        )
-
-
-@contextlib.contextmanager
-def _measured(directory: Path, subject: str, total: int, progress: Progress) -> Iterator[None]:
-    """Tell `progress` how much has come: runtimes say nothing of it without a terminal, but it grows in their directory."""
-    progress(subject, 0, total)
-    done = threading.Event()
-
-    def watch() -> None:
-        told = 0
-        while not done.wait(0.5):
-            size = min(total, _size(directory))
-            if size > told:
-                told = size
-                progress(subject, size, total)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-        progress(subject, total, total)
-    finally:
-        done.set()
-        thread.join()
-
-
-def _size(directory: Path) -> int:
-    size = 0
-    for file in directory.rglob("*"):
-        with contextlib.suppress(OSError):
-            size += file.lstat().st_size
-    return size
 
 
 def _image(artifact: Artifact) -> Image:

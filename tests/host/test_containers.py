@@ -380,6 +380,19 @@ def test_remove_takes_the_container_and_its_images_and_no_others(server: Server)
     assert not server.ledger.has(WEB)
 
 
+def test_what_was_pulled_for_a_revision_that_was_never_applied_is_thrown_away(server: Server) -> None:
+    kept, never = server.web("1"), replace(server.web("2"), name="never")
+    server.install(kept)
+    server.containers.fetch(never, server.containers.resolve(never))
+    name = server.images.repository("web")
+    assert len(server.podman("images", "--quiet", name).split()) == 2
+    server.containers.tidy([never.key])
+    assert len(server.podman("images", "--quiet", name).split()) == 2
+    server.containers.tidy([])
+    assert server.podman("images", "--format", "{{.Tag}}", name).split() == ["1"]
+    assert server.answer() == "1"
+
+
 def test_a_name_in_etcd_alone_removes_nothing(server: Server) -> None:
     server.install(server.web("1"))
     server.ledger.drop(WEB)
