@@ -214,7 +214,8 @@ class Packages:
             if found.package != deb.name or found.architecture not in wanted:
                 raise Unfetchable(
                     f"cannot use release {deb.release} of {deb.owner}/{deb.repository} for deb {deb.name}: its file is "
-                    f"package {found.package} for {found.architecture}, and not {deb.name} for {' or '.join(wanted)}"
+                    f"package {found.package} for {found.architecture}, and not {deb.name} for {' or '.join(wanted)}; a rollout "
+                    "takes the file for its leader's architecture; give a server of another one the package from an APT source"
                 )
         except Unfetchable:
             file.unlink(missing_ok=True)
