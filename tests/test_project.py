@@ -111,3 +111,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         and not (page.parent / target).exists()
     ]
     assert dead == []
+    anchors = re.findall(r"\]\(([^)\s:#]*\.md)?#([^)\s]+)\)", text)
+    assert [
+        anchor for file, anchor in anchors if anchor not in headings(page.parent / file if file else page)
+    ] == []
+
+
+def headings(page: Path) -> set[str]:
+    """The names by which a page's headings are linked to."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}

@@ -39,7 +39,7 @@ def boot_id(host: Host) -> str:
         found = place.text(Host(), BOOT_ID, 200)
     if found is None or not _UUID.fullmatch(found):
         raise HostError(
-            f"cannot tell which boot server {host.lrn} is in: {host.root}{BOOT_ID} "
+            f"cannot tell which boot server {host.lrn} is in: {place.inside(host, BOOT_ID)} "
             f"{'is missing' if found is None else f'says {found!r}, which is no boot id'}; mount the host's /proc there"
         )
     return found
@@ -50,7 +50,7 @@ def machine_id(host: Host) -> str:
     found = place.text(host, MACHINE_ID, 200)
     if found is None or not _MACHINE.fullmatch(found):
         raise HostError(
-            f"cannot tell which machine server {host.lrn} is: {host.root}{MACHINE_ID} "
+            f"cannot tell which machine server {host.lrn} is: {place.inside(host, MACHINE_ID)} "
             f"{'is missing' if found is None else f'says {found!r}, which is no machine id'}; "
             "systemd-machine-id-setup makes one"
         )
