@@ -10,8 +10,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
@@ -183,26 +187,34 @@ def _replace(repository: Path, old: str, new: str) -> None:
     file.write_text(text.replace(old, new))
 
 
-def check_desired_state(repository: Path) -> subprocess.CompletedProcess[str]:
+def environment(repository: Path) -> dict[str, str]:
+    """A job's: `reconcile` is in its PATH, and its home is its own."""
     programs = repository.parent / "bin"
     programs.mkdir(exist_ok=True)
     command = programs / "reconcile"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m reconciler "$@"\n')
     command.chmod(0o755)
-    environment = {
+    return {
         "PATH": f"{programs}:{os.environ['PATH']}",
         "HOME": str(repository.parent),
         "PYTHONPATH": str(ROOT),
     }
+
+
+def shell(script: str, repository: Path, told: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [ROOT / "examples" / "ci" / "check-desired-state", "main"],
+        ["bash", "-e", "-c", script],
         cwd=repository,
-        env=environment,
+        env={**environment(repository), **told},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
+
+
+def check_desired_state(repository: Path) -> subprocess.CompletedProcess[str]:
+    return shell(f"{ROOT / 'examples' / 'ci' / 'check-desired-state'} main", repository, {})
 
 
 def test_ci_shows_what_a_change_would_do(fleet_repository: Path) -> None:
@@ -219,6 +231,75 @@ def test_ci_refuses_what_the_fleet_would_refuse(fleet_repository: Path) -> None:
     assert checked.returncode == 5
     assert re.search(r"desired-state/artifacts\.yaml:\d+:\d+: ", checked.stderr)
     assert "upgrade" not in checked.stdout
+
+
+@pytest.fixture
+def checkout(fleet_repository: Path, tmp_path: Path) -> Path:
+    """What a pipeline has: a clone of the branch, with `check-desired-state` and a snapshot of the fleet beside it."""
+    clone = tmp_path / "checkout"
+    _git(tmp_path, "clone", "--quiet", "--branch", "change", str(fleet_repository), str(clone))
+    shutil.copy(ROOT / "examples" / "ci" / "check-desired-state", clone)
+    recorded = {"kind": "image", "name": "chrony", "version": "4.2.0.1"}
+    snapshot = {"format_version": 1, "servers": [{"lrn": 0, "installed": [recorded]}]}
+    (clone / "recorded.json").write_text(json.dumps(snapshot))
+    return clone
+
+
+def pipeline(name: str) -> Any:
+    return yaml.safe_load((ROOT / "examples" / "ci" / name).read_text())
+
+
+def says_diff_and_plan(report: str) -> bool:
+    diff, _, plan = report.partition("Recorded  ")
+    change = r"~ image chrony\s+4\.2\.0\.1 → 4\.3\.0\.1\s+upgrade"
+    return bool(re.search(change, diff) and re.search(change, plan) and "15 to install, 1 to change" in plan)
+
+
+def test_githubs_job_reports_the_diff_and_the_plan(checkout: Path) -> None:
+    steps = pipeline("github-actions.yaml")["jobs"]["check"]["steps"]
+    script = "\n".join(step["run"] for step in steps if "run" in step)
+    told = {"GITHUB_BASE_REF": "main", "GITHUB_WORKSPACE": str(checkout)}
+    done = shell(script, checkout, told)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert says_diff_and_plan((checkout / "report.txt").read_text())
+    _replace(checkout, '"4.3.0.1"', "4.3")
+    _commit(checkout)
+    assert shell(script, checkout, told).returncode == 5
+    assert "quote it" in (checkout / "report.txt").read_text(), "what is refused is commented, too"
+
+
+@pytest.mark.needs("curl")
+def test_gitlabs_jobs_report_and_comment(checkout: Path) -> None:
+    received: list[tuple[str, str, str]] = []
+
+    class Api(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+            received.append((self.path, self.headers["PRIVATE-TOKEN"], parse_qs(body)["body"][0]))
+            self.send_response(201)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Quiet."""
+
+    jobs = pipeline("gitlab-ci.yml")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        told = {
+            "CI_MERGE_REQUEST_TARGET_BRANCH_NAME": "main",
+            "CI_API_V4_URL": f"http://127.0.0.1:{server.server_port}/api/v4",
+            "CI_PROJECT_ID": "7",
+            "CI_MERGE_REQUEST_IID": "12",
+            "REPORT_TOKEN": "glpat-0123",
+        }
+        for job in ("desired-state", "comment"):
+            done = shell("\n".join(jobs[job]["script"]), checkout, told)
+            assert done.returncode == 0, done.stdout + done.stderr
+        server.shutdown()
+    ((path, token, comment),) = received
+    assert (path, token) == ("/api/v4/projects/7/merge_requests/12/notes", "glpat-0123")
+    assert comment.startswith("What this changes:\n\n```\n") and says_diff_and_plan(comment)
 
 
 # --- examples/three-servers ---------------------------------------------------------------------------------------------
