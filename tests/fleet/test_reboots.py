@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import ABORTED, Rollout
 from reconciler.store.lock import RebootLock
@@ -182,3 +184,30 @@ def test_a_leader_that_reboots_hands_over_and_comes_back(servers: Servers) -> No
         servers.wants_reboot(*range(3))
         servers.wait_for_end(servers.push({"tool": f"{time.time():.0f}"}, groups=group(servers)), within=40)
     assert [len(machine.reboots) for machine in servers.machines.values()] == [2, 2, 2]
+
+
+@pytest.mark.soak
+def test_the_window_closes_during_a_before_hook(servers: Servers) -> None:
+    """`after` has run, the slot is given back, no reboot; the server waits for the window. A window is no shorter than a minute."""
+    servers.gather(2)
+    servers.wants_reboot(0)
+    machine = servers.machines[0]
+    if time.gmtime().tm_sec > 30:
+        servers.wait("another minute begins", lambda: time.gmtime().tm_sec <= 30, 40)
+    start = int(time.time()) // 60 * 60
+    window = {"start": time.strftime("%H:%M", time.gmtime(start)), "length": "1m"}
+    groups = group(servers, windows=[window])
+    machine.hook(
+        "drain",
+        f"echo drain >> {machine.directory}/hooks\nwhile [ $(date +%s) -lt {start + 62} ]; do sleep 0.2; done",
+    )
+    servers.push({"tool": "1.0"}, groups=groups)
+    servers.wait("it has its slot and is drained", lambda: hooks(machine.directory) == ["drain"], 30)
+    assert holders(servers) == (machine.machine_id,)
+    servers.wait("it turns back", lambda: hooks(machine.directory) == ["drain", "undrain"], 70)
+    servers.wait("the slot is given back", lambda: not holders(servers))
+    servers.wait(
+        "it waits for the window",
+        lambda: (status := servers.view().statuses.get(0)) and status.waiting == "window",
+    )
+    assert machine.reboots == []
