@@ -68,18 +68,20 @@ def test_a_reboot_that_is_asked_for_is_said_where_nothing_is_under_way() -> None
     assert asks not in status_text(status(server(0, "running", reboot_required=True, waits_for="its window")))
 
 
-def test_a_holder_whose_agent_does_not_run_is_somebodys_task() -> None:
+def test_a_holder_that_is_overdue_is_somebodys_task() -> None:
     holder = Holder("m1", "agent", 1, 5, "b", "reboot")
-    lock = LockReport("default", 1, 0, (HolderReport("m1", holder, 3602.0, True),), ())
-    text = status_text(status(locks=(lock,)))
+
+    def shown(away: bool, overdue: bool = False) -> str:
+        found = HolderReport("m1", holder, 3602.0, away, overdue)
+        return status_text(status(locks=(LockReport("default", 1, 0, (found,), ()),)))
+
+    gone = shown(True, True)
     assert (
-        "held     m1 (server 1, agent, for 1h2s, reboot): its agent does not run; look after that server"
-        in text
+        "held     m1 (server 1, agent, for 1h2s, reboot): overdue, its agent does not run; look after" in gone
     )
-    boots = replace(lock, holders=(HolderReport("m1", holder, 60.0, True),))
-    assert status_text(status(locks=(boots,))).endswith(": its agent does not run")
-    alive = replace(lock, holders=(HolderReport("m1", holder, 3602.0, False),))
-    assert "does not run" not in status_text(status(locks=(alive,)))
+    assert "reconcile lock release" in gone
+    assert shown(True).endswith("reboot): its agent does not run")
+    assert shown(False).endswith("reboot)")
 
 
 def test_times_and_lines_are_short() -> None:
