@@ -81,25 +81,19 @@ class Loops:
                 if trouble:
                     log.info("%s goes on after %d failed tries", name, count)
                 pause, trouble, count = _FIRST_PAUSE, "", 0
-                self._missing(name, "")
+                self._publisher.miss(name, "")
             except ReconcilerError as error:
                 seconds = pause * (0.5 + random.random())  # noqa: S311 (jitter is no secret)
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 log.warning("%s: %s", name, error, extra={} if trouble else ANEW)
                 trouble, count = str(error), count + 1
-                self._missing(name, str(error))
+                self._publisher.miss(name, str(error))
             except Exception:
                 # A fault of ours must not end the agent: it may be the only one that can bring its server back up.
                 log.exception("%s: unexpected error", name)
                 seconds, count = pause, count + 1
                 pause = min(2 * pause, _LONGEST_PAUSE)
             bell.wait(seconds)
-
-    def _missing(self, name: str, problem: str) -> None:
-        others = tuple(text for text in self._publisher().missing if not text.startswith(f"{name}: "))
-        found = (*others, f"{name}: {problem}") if problem else others
-        if found != self._publisher().missing:
-            self._publisher.update(missing=found)
 
 
 class Follow:

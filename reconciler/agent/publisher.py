@@ -28,6 +28,13 @@ class Publisher:
         with self._mutex:
             self._now = replace(self._now, **changes)
 
+    def miss(self, name: str, problem: str) -> None:
+        """Say what `name` cannot reach; nothing where it lacks nothing any more."""
+        with self._mutex:
+            others = tuple(text for text in self._now.missing if not text.startswith(f"{name}: "))
+            missing = (*others, f"{name}: {problem}") if problem else others
+            self._now = replace(self._now, missing=missing)
+
     def beat(self, loop: str, limit: float) -> None:
         """`loop` lives, and is overdue if it does not beat again within `limit` seconds."""
         beat = Heartbeat(loop, time.monotonic(), limit)

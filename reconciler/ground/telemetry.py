@@ -38,6 +38,8 @@ _SECRETS = (
     re.compile(r"(https://hooks\.slack\.com/services/)[^\s\"']+"),
 )
 _OURS = "reconciler"
+_DURATION = re.compile(r"\b[0-9.]+ ?(?:ms|s)\b")
+"""What makes two messages of one failure differ: how long it took this time."""
 
 Clock = Callable[[], float]
 
@@ -141,7 +143,7 @@ class _Repeated(logging.Filter):
         key = (
             record.name,
             record.levelno,
-            record.getMessage(),
+            _DURATION.sub("", record.getMessage()),
             *(getattr(record, field, None) for field in FIELDS),
         )
         now = self._clock()

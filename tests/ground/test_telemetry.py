@@ -67,6 +67,8 @@ def test_a_failure_that_comes_again_is_counted_and_not_repeated(written: Written
     written.set_up()
     for _ in range(5):
         log.warning("cannot reach %s", "git")
+    for milliseconds in range(3):
+        log.warning("cannot reach a registry after %d ms", milliseconds)
     log.warning("cannot reach %s", "etcd")
     log.warning("cannot reach %s", "git", extra={"server": 1})
     written.now = 61.0
@@ -75,6 +77,7 @@ def test_a_failure_that_comes_again_is_counted_and_not_repeated(written: Written
         (event["message"], event.get("server"), event.get("repeated")) for event in written.objects()
     ] == [
         ("cannot reach git", None, None),
+        ("cannot reach a registry after 0 ms", None, None),
         ("cannot reach etcd", None, None),
         ("cannot reach git", 1, None),
         ("cannot reach git", None, 4),
