@@ -117,10 +117,11 @@ def _hang_up(agent: Agent) -> None:
 
 def _idle(stage: Stage, agent: Agent) -> Iterator[Figure]:
     time.sleep(SETTLED)
+    looked = 10.0 if stage.quick else IDLE
     cpu, requests = agent.cpu_seconds(), stage.requests()
-    time.sleep(IDLE)
-    used = 100 * (agent.cpu_seconds() - cpu) / IDLE
-    asked = (stage.requests() - requests) * 60 / IDLE
+    time.sleep(looked)
+    used = 100 * (agent.cpu_seconds() - cpu) / looked
+    asked = (stage.requests() - requests) * 60 / looked
     (floor,) = measure(Command([sys.executable, "-c", IMPORTS]), runs=5)
     memory = Measured((floor.peak_mb or 0.0,), "MB")
     yield Figure(

@@ -22,7 +22,7 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
     here = real_set(stage)
     artifacts = planned(stage, here)
     recorded = 0
-    for count in SERVERS:
+    for count in (count for count in SERVERS if count <= 1_000 or not stage.quick):
         stage.put(pair for lrn in range(recorded, count) for pair in _server(lrn, artifacts))
         recorded = count
         ours = stage.reconcile("--dry-run", "--all", "--repo", str(here))

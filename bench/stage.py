@@ -33,10 +33,11 @@ OPERATIONS = 128
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One run's directory, and the etcd in it."""
+    """One run's directory, and the etcd in it. `quick`: no size over 1,000 and no wait over some seconds."""
 
     directory: Path
     endpoint: str
+    quick: bool = False
 
     def reconcile(self, *argv: str, status: int = 0, cwd: Path | None = None) -> Command:
         """The command, told of this etcd and a state directory here."""
@@ -125,7 +126,7 @@ def _decoded(text: str) -> str:
 
 
 @contextlib.contextmanager
-def stage(directory: Path) -> Iterator[Stage]:
+def stage(directory: Path, quick: bool = False) -> Iterator[Stage]:
     """An etcd of one member in `directory`, ended with the block."""
     program = shutil.which("etcd")
     if not program:
@@ -147,7 +148,7 @@ def stage(directory: Path) -> Iterator[Stage]:
         )
     try:
         _wait(f"{client}/health", child)
-        yield Stage(directory, client)
+        yield Stage(directory, client, quick)
     finally:
         child.terminate()
         child.wait(20)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TARGETS = ("setup", "venv", "test", "demo", "lint", "bench", "soak", "clean")
+TARGETS = ("setup", "venv", "test", "demo", "lint", "bench", "soak", "mutations", "clean")
 ELSEWHERE = {".venv", ".git", "build", "dist", "node_modules"}
 
 

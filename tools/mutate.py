@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ _COPIED = (
     "pyproject.toml",
 )
 _TIMEOUT = 900
+_HEAD = ("| promise | what was broken | where | caught by |", "| --- | --- | --- | --- |")
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 
 
@@ -106,13 +107,27 @@ def attempt(mutation: Mutation) -> Tried:
     return Tried(mutation, caught, time.monotonic() - began)
 
 
-def table(tried: Sequence[Tried]) -> Iterator[str]:
-    yield "| promise | what was broken | where | caught by |"
-    yield "| --- | --- | --- | --- |"
-    for one in sorted(tried, key=lambda one: (one.mutation.promise, one.mutation.breaks)):
+def rows(tried: Sequence[Tried]) -> dict[str, str]:
+    """The table's rows, by what was broken."""
+    found = {}
+    for one in tried:
         where = one.mutation.file.removeprefix("reconciler/").removesuffix(".py")
         caught = f"`{_short(one.caught)}`" if one.caught else "**survived**"
-        yield f"| {one.mutation.promise} | {one.mutation.breaks} | `{where}` | {caught} |"
+        found[one.mutation.breaks] = (
+            f"| {one.mutation.promise} | {one.mutation.breaks} | `{where}` | {caught} |"
+        )
+    return found
+
+
+def write(page: Path, tried: Sequence[Tried]) -> None:
+    """Put the rows into the page, between its two marks; what was not tried now keeps the row that it has."""
+    before, begin, rest = page.read_text().partition("<!-- table -->\n")
+    middle, end, after = rest.partition("<!-- end -->")
+    known = {line.split(" | ")[1]: line for line in middle.splitlines()[2:] if line.startswith("| ")}
+    known |= rows(tried)
+    order = sorted(mutations(), key=lambda one: (one.promise, one.breaks))
+    table = [known[one.breaks] for one in order if one.breaks in known]
+    page.write_text(before + begin + "\n".join([*_HEAD, *table]) + "\n\n" + end + after)
 
 
 def _short(test: str) -> str:
@@ -125,7 +140,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Break the program on purpose, and see which test notices.")
     parser.add_argument("--only", metavar="TEXT", help="those whose description or file contains it")
     parser.add_argument("--jobs", type=int, default=2, help="at the same time (default: 2)")
-    parser.add_argument("--write", type=Path, help="put the table into this page, between its two marks")
+    parser.add_argument("--write", type=Path, help="put the rows into this page's table")
     called = parser.parse_args()
     chosen = [one for one in mutations() if not called.only or called.only in f"{one.breaks} {one.file}"]
     tried: list[Tried] = []
@@ -136,9 +151,7 @@ def main() -> int:
     survived = [one for one in tried if one.caught is None]
     print(f"\n{len(tried) - len(survived)} of {len(tried)} were caught")
     if called.write:
-        before, begin, rest = called.write.read_text().partition("<!-- table -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        called.write.write_text(before + begin + "\n".join(table(tried)) + "\n" + end + after)
+        write(called.write, tried)
     return 1 if survived else 0
 
 

@@ -10,10 +10,8 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 from reconciler.errors import Refused, UsageError
 
@@ -387,6 +385,8 @@ def must_be_given(options: Options) -> None:
 
 def nearest(word: str, known: list[str]) -> str:
     """A question that suggests the nearest known word; empty where none is near."""
+    from difflib import get_close_matches
+
     found = get_close_matches(word, known, n=1, cutoff=0.6)
     return f"; did you mean {found[0]}?" if found else ""
 
@@ -400,6 +400,8 @@ def shown(name: str, options: Options) -> str:
     if value is None or options.origin(name) == "default":
         return row.default or "(none)"
     if name == "notify-webhook":
+        from urllib.parse import urlsplit
+
         address = urlsplit(str(value))
         return f"{address.scheme}://{address.hostname}/…"
     if isinstance(value, bool):
