@@ -119,6 +119,7 @@ class Follow:
             refusal=state.refusal,
             unavailable=state.unavailable,
         )
+        self._publisher.miss("git fetch", state.unavailable or "")
         said = (state.refused, state.refusal, state.unavailable)
         if changed or said != (before.refused, before.refusal, before.unavailable):
             # A refusal changes nothing that is in force, but people are told of it, and this host's own key says it.
