@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,14 +53,25 @@ class Cluster:
         """The server whose agent leads."""
         return self.servers.leader().lrn
 
+    def member_that_leads(self) -> Member:
+        """The cluster's leader. One that was started or resumed a moment ago may not answer yet."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                return self.server.leader()
+            except AssertionError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.05)
+
     def follower(self) -> Member:
         """A member that does not lead the cluster."""
-        leader = self.server.leader()
+        leader = self.member_that_leads()
         return next(member for member in self.server.members if member is not leader and member.process)
 
     def two_others(self) -> list[Member]:
         """A majority, the cluster's leader among it."""
-        leader = self.server.leader()
+        leader = self.member_that_leads()
         return [leader, next(member for member in self.server.members if member is not leader)]
 
     def compact(self, revision: int) -> None:

@@ -45,7 +45,7 @@ def test_promise_10_etcds_leader_is_killed_as_each_phase_opens(cluster: Cluster)
 
     def kill() -> None:
         cluster.heal_members()
-        member = cluster.server.leader()
+        member = cluster.member_that_leads()
         member.kill()
         killed.append(member.name)
 
@@ -67,8 +67,7 @@ def test_promise_10_a_member_freezes_as_a_step_begins_is_recorded_and_takes_the_
     frozen: list[Member] = []
 
     def freeze() -> None:
-        for member in frozen:
-            member.resume()
+        cluster.heal_members()
         frozen[:] = [cluster.follower()]
         frozen[0].pause()
 
