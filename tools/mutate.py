@@ -35,7 +35,7 @@ _COPIED = (
 )
 _TIMEOUT = 900
 _HEAD = ("| promise | what was broken | where | caught by |", "| --- | --- | --- | --- |")
-_FAILED = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
+_FAILED = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
