@@ -186,6 +186,15 @@ def test_a_digest_in_git_is_checked_when_the_rollout_opens(server: Server) -> No
         server.containers.resolve(replace(server.web("1"), digest=missing))
 
 
+def test_a_digest_in_git_that_is_not_the_rollouts_is_not_taken(server: Server) -> None:
+    image = server.web("1")
+    pin = server.containers.resolve(image)
+    other = replace(image, digest=f"sha256:{'0' * 64}")
+    with pytest.raises(Unfetchable, match="the rollout was opened with"):
+        server.containers.fetch(other, pin)
+    assert server.containers.target(other, pin) is None
+
+
 def test_a_tag_that_does_not_exist(server: Server) -> None:
     with pytest.raises(Unfetchable, match=r"web:nope.*does not have it"):
         server.containers.resolve(server.web("nope"))
