@@ -26,11 +26,17 @@ __all__ = ["ServerParts", "host", "policy", "server_parts"]
 
 
 class GroupOsImages:
-    """The OS image's driver, by the way that the server's group has now: `group` is asked at each call."""
+    """The OS image's driver, by the way that the server's group has now: `group` is asked at each call.
 
-    def __init__(self, make: Callable[[OsDriver], OsImages], group: Callable[[], ServerGroup]) -> None:
+    `proxy` may be set anew at any time: it comes from the fleet's settings.
+    """
+
+    def __init__(
+        self, make: Callable[[OsDriver, str | None], OsImages], group: Callable[[], ServerGroup]
+    ) -> None:
         self._make, self._group = make, group
-        self._made: tuple[OsDriver, OsImages] | None = None
+        self.proxy: str | None = None
+        self._made: tuple[OsDriver, str | None, OsImages] | None = None
 
     def observe(self, artifacts: Iterable[Artifact | Known], *, closely: bool = False) -> Mapping[Key, str]:
         return self._driver.observe(artifacts, closely=closely)
@@ -52,10 +58,10 @@ class GroupOsImages:
 
     @property
     def _driver(self) -> OsImages:
-        wanted = self._group().os_image
-        if self._made is None or self._made[0] != wanted:
-            self._made = (wanted, self._make(wanted))
-        return self._made[1]
+        wanted, proxy = self._group().os_image, self.proxy
+        if self._made is None or self._made[:2] != (wanted, proxy):
+            self._made = (wanted, proxy, self._make(wanted, proxy))
+        return self._made[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +87,10 @@ def server_parts(
     packages = Packages(where, ledger, github_api=options.github_api)
     containers = Containers(where, ledger, runtime=_runtime(options))
 
-    def os_images(driver: OsDriver) -> OsImages:
+    def os_images(driver: OsDriver, proxy: str | None) -> OsImages:
         if options.flatcar_url is None:
-            return OsImages(where, ledger, driver)
-        return OsImages(where, ledger, driver, flatcar_url=options.flatcar_url)
+            return OsImages(where, ledger, driver, proxy=proxy)
+        return OsImages(where, ledger, driver, flatcar_url=options.flatcar_url, proxy=proxy)
 
     def tidy(recorded: Iterable[Key]) -> None:
         wanted = tuple(recorded)
@@ -113,6 +119,8 @@ def server_parts(
 
     def configure(settings: Settings) -> None:
         packages.configure(settings.github_token, settings.proxy)
+        containers.configure(settings.proxy)
+        os_image.proxy = settings.proxy
 
     return ServerParts(hands, {"deb": packages, "image": containers, "os-image": os_image}, configure)
 

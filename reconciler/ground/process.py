@@ -155,6 +155,16 @@ def exists(program: str, root: Path = Path("/")) -> bool:
     return any(os.access(path, os.X_OK) or (root != Path("/") and path.is_symlink()) for path in found)
 
 
+def proxy_environment(proxy: str | None) -> dict[str, str]:
+    """What tells a program of the proxy: `proxy` for every address, else what this process's own environment says.
+
+    Not as arguments: a proxy's address may hold a password, and arguments are in the process list.
+    """
+    names = ("http_proxy", "https_proxy", "no_proxy")
+    found = {name: value for name in names if (value := os.environ.get(name) or os.environ.get(name.upper()))}
+    return {**found, "http_proxy": proxy, "https_proxy": proxy} if proxy else found
+
+
 class _Collected:
     """Output as it comes: the first `OUTPUT_LIMIT` bytes, and always the last lines."""
 

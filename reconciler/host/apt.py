@@ -190,9 +190,7 @@ class Apt:
         return [word for name, value in pairs.items() for word in ("-o", f"{name}={value}")]
 
     def _environment(self) -> Mapping[str, str]:
-        # Not as an option: a proxy's address may hold a password, and options are in the process list.
-        proxy = {"http_proxy": self.proxy, "https_proxy": self.proxy} if self.proxy else {}
-        return {**ENVIRONMENT, **proxy}
+        return {**ENVIRONMENT, **process.proxy_environment(self.proxy)}
 
     def _why(self, what: str, done: Completed) -> ReconcilerError:
         """Why `what` could not be fetched."""

@@ -87,6 +87,10 @@ class Containers:
         self._chosen: Runtime | None = None
         self._cleaned = False
 
+    def configure(self, proxy: str | None) -> None:
+        """Take over the fleet's settings as they are now."""
+        self._proxy = proxy
+
     # --- what is asked for --------------------------------------------------------------------------------------------
 
     def resolve(self, artifact: Artifact) -> Pin:
@@ -211,7 +215,8 @@ class Containers:
         self._pulled.add(source, image)
         with self._scratch() as scratch, measured(scratch, subject, size, progress):
             try:
-                runtime.pull(source, scratch, credentials, max(1.0, deadline - time.monotonic()))
+                left = max(1.0, deadline - time.monotonic())
+                runtime.pull(source, scratch, credentials, self._proxy, left)
             except ProcessTimeout as error:
                 raise Unavailable(f"cannot pull {source} on server {self._host.lrn}: {error}") from None
             except ProcessFailed as error:

@@ -72,7 +72,9 @@ class Runtime(Protocol):
     def images(self) -> Sequence[Stored]:
         """All images, in one look."""
 
-    def pull(self, source: str, scratch: Path, credentials: str | None, timeout: float) -> None:
+    def pull(
+        self, source: str, scratch: Path, credentials: str | None, proxy: str | None, timeout: float
+    ) -> None:
         """Pull `repository@digest`. `credentials` is a host's path; what is half downloaded is below `scratch`, the caller's to remove."""
 
     def tag(self, source: str, name: str) -> None:
@@ -241,13 +243,15 @@ class Podman(_CommandLine):
             )
         return tuple(found.values())
 
-    def pull(self, source: str, scratch: Path, credentials: str | None, timeout: float) -> None:
+    def pull(
+        self, source: str, scratch: Path, credentials: str | None, proxy: str | None, timeout: float
+    ) -> None:
         options = ["--quiet"]
         if repository_of(source).loopback:
             options.append("--tls-verify=false")
         if credentials:
             options += ["--authfile", self.seen(credentials)]
-        env = {"TMPDIR": place.seen(self.host, scratch)}
+        env = {"TMPDIR": place.seen(self.host, scratch), **process.proxy_environment(proxy)}
         self._run("pull", *options, source, timeout=timeout, env=env, changes=True)
 
     def storage(self) -> str:
@@ -259,7 +263,7 @@ class Podman(_CommandLine):
 
 
 class Docker(_CommandLine):
-    """docker, whose daemon pulls and runs; it keeps its own half downloads."""
+    """docker, whose daemon pulls and runs; it keeps its own half downloads, and is told of a proxy in its own configuration."""
 
     program = "docker"
 
@@ -289,7 +293,9 @@ class Docker(_CommandLine):
             for row in self._inspect("image", ids)
         )
 
-    def pull(self, source: str, scratch: Path, credentials: str | None, timeout: float) -> None:
+    def pull(
+        self, source: str, scratch: Path, credentials: str | None, proxy: str | None, timeout: float
+    ) -> None:
         options: list[str] = []
         if credentials:
             # docker wants a directory with this name in it.

@@ -20,9 +20,12 @@ import pytest
 
 from reconciler.core.artifact import Container, Image, Key
 from reconciler.errors import HostError, ReconcilerError, Unavailable, Unfetchable
+from reconciler.ground.process import ProcessFailed
 from reconciler.host.containers import Containers
 from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
+from reconciler.host.runtime import Podman
+from tests.http_proxy import http_proxy
 from tests.podman import podman, podman_below
 from tests.registry import Registry, registry
 from tests.registry_proxy import Fault, Proxy, proxy
@@ -206,6 +209,19 @@ def test_the_secret_twin_is_pulled_where_there_is_a_login(bench: Bench, tmp_path
     assert f"{image.repository}:1" in podman(
         bench.environment, "images", "--format", "{{.Repository}}:{{.Tag}}"
     )
+
+
+@pytest.mark.parametrize("said_by", ["the fleet", "the environment"])
+def test_podman_pulls_through_the_proxy(bench: Bench, monkeypatch: pytest.MonkeyPatch, said_by: str) -> None:
+    with http_proxy() as relay:
+        if said_by == "the environment":
+            monkeypatch.setenv("HTTPS_PROXY", relay.url)
+        scratch = bench.host.state_dir / "pull"
+        scratch.mkdir(parents=True)
+        source = f"198.18.0.1:5000/web@sha256:{'0' * 64}"
+        with pytest.raises(ProcessFailed):
+            Podman(bench.host).pull(source, scratch, None, relay.url if said_by == "the fleet" else None, 30)
+        assert "CONNECT 198.18.0.1:5000" in relay.asked
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------
