@@ -426,22 +426,24 @@ class Model:
         self.say(f"{lrn} begins {step.id}{' (closing)' if move.closing else ''}")
 
     def work(self, lrn: int) -> None:
-        """One more piece of the step in flight: the effect on the host, then the record."""
+        """One more piece of the step in flight: the effect on the host (0), then the record that it is done (1) or failed (2)."""
         host = self.hosts[lrn]
         assert host.doing
         move, record, plan, stage = host.doing
         if stage == 0:
+            failed = (host.broken and move.step.effect in ("change", "fetch")) or (
+                host.sick and move.step.effect in ("health", "hook")
+            )
             if not self.effect(lrn, move.step, plan):
                 return
             if host.doing:
-                host.doing = (move, record, plan, 1)
+                host.doing = (move, record, plan, 2 if failed else 1)
             return
         host.doing = None
         if self.steps[lrn].get(record.id) != record:
             return
         key, change = move.step.subject, move.step.change
-        sick = host.sick and move.step.effect in ("health", "hook")
-        if (host.broken and move.step.effect in ("change", "fetch")) or sick:
+        if stage == 2:
             self.fail(lrn, record)
             return
         if move.step.effect == "change" and change and key:
