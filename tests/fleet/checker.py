@@ -65,6 +65,27 @@ def history(client: Client, keys: Keys, since: int = 1) -> list[Changed]:
     return [Changed(revision, changed[revision]) for revision in sorted(changed)]
 
 
+def most_down(changes: Iterable[Changed], keys: Keys) -> int:
+    """How many servers were down at once: from a container's change or a reboot until health is known to be good.
+
+    It looks at no slot. Every container that changes in `changes` has to have its health looked at after it.
+    """
+    down: set[tuple[str, str]] = set()
+    most = 0
+    for change in changes:
+        for key, text in change.keys.items():
+            if not key.startswith(keys.all_steps) or text is None:
+                continue
+            lrn, _, id = key.removeprefix(keys.all_steps).partition("/")
+            phase, subject, effect = id.split(":")[:3]
+            if (phase, effect) in (("containers", "change"), ("reboot", "reboot")):
+                down.add((lrn, f"{phase}:{subject}"))
+            elif effect == "health" and json.loads(text)["state"] == "done":
+                down.discard((lrn, f"{phase}:{subject}"))
+        most = max(most, len({lrn for lrn, _ in down}))
+    return most
+
+
 def faults(changes: Iterable[Changed], keys: Keys, planted: Sequence[range] = ()) -> Iterator[str]:
     """What was wrong, as sentences. What is wrong at the etcd revisions of `planted` was put there by a test."""
     for revision, problem in _faults(changes, keys):
@@ -102,10 +123,15 @@ def _faults(changes: Iterable[Changed], keys: Keys) -> Iterator[tuple[int, str]]
                 before.get(name, _Group(max=group.max)), group, frozenset(machines.values())
             ):
                 yield change.revision, f"lock group {name}: {problem}"
-        held = {machine for group in groups.values() for machine in group.holders}
+        # What an operator released excuses a machine until it takes a slot again.
+        released -= {
+            machine
+            for name, group in groups.items()
+            for machine in set(group.holders) - set(before[name].holders if name in before else ())
+        }
         for lrn, id in begun:
             machine = machines.get(lrn, "")
-            if machine not in held and machine not in released and _needs_slot(lrn, id, steps):
+            if machine not in released and not _holds(machine, lrn, id, steps, groups):
                 yield change.revision, f"server {lrn} is in {id} and holds no slot"
         for problem in _given_back(before, groups, machines, steps, released):
             yield change.revision, problem
@@ -146,14 +172,28 @@ def _group_faults(before: _Group, now: _Group, ours: frozenset[str]) -> Iterator
             yield f"{machine} has a record and is no holder"
 
 
-def _needs_slot(lrn: str, id: str, steps: Mapping[tuple[str, str], Mapping[str, Any]]) -> bool:
-    """Whether the step takes its server down, or follows one that did, in a chain that began with `acquire`."""
+def _holds(
+    machine: str,
+    lrn: str,
+    id: str,
+    steps: Mapping[tuple[str, str], Mapping[str, Any]],
+    groups: Mapping[str, _Group],
+) -> bool:
+    """Whether the machine holds the slot that its step needs, in the lock group that its chain's `acquire` names.
+
+    A step needs one where it takes its server down, or follows one that did, in a chain that began with `acquire`. A
+    reboot always needs one: no fleet here has the strategy `reboot`.
+    """
     chain, effect = ":".join(id.split(":")[:2]), id.split(":")[2]
-    taken = steps.get((lrn, f"{chain}:acquire"))
-    record = steps[lrn, id]
-    if taken is None or taken["rollout"] != record["rollout"] or effect in ("acquire", "release"):
-        return False
-    return bool(record["state"] == "running" and effect in ("hook", "warn", "change", "reboot", "health"))
+    record, taken = steps[lrn, id], steps.get((lrn, f"{chain}:acquire"))
+    down = record["state"] == "running" and effect in ("hook", "warn", "change", "reboot", "health")
+    if not down or chain == "verify:host":
+        return True
+    if taken is None or taken["rollout"] != record["rollout"]:
+        return chain != "reboot:host"
+    if taken.get("target"):
+        return machine in groups.get(taken["target"], _Group()).holders
+    return any(machine in group.holders for group in groups.values())
 
 
 def _given_back(

@@ -11,7 +11,7 @@ import pytest
 from reconciler.store.keys import Keys
 from reconciler.store.transaction import delete, put
 from tests.conftest import Etcd
-from tests.fleet.checker import Changed, faults, prove
+from tests.fleet.checker import Changed, faults, most_down, prove
 
 KEYS = Keys("/f/", "lock")
 A, B = "a" * 32, "b" * 32
@@ -32,8 +32,13 @@ def gone(machine: str) -> Change:
     return {KEYS.holder("default", machine): None}
 
 
-def step(id: str, state: str, lrn: int = 0) -> Change:
-    return {KEYS.step(lrn, id): {"rollout": "r", "state": state}}
+def step(id: str, state: str, lrn: int = 0, **more: str) -> Change:
+    return {KEYS.step(lrn, id): {"rollout": "r", "state": state, **more}}
+
+
+def by_hand(machine: str) -> Change:
+    """An operator releases the slot of the only holder."""
+    return {**document(), **gone(machine), f"{KEYS.lock_history}1": {"holder": {"machineID": machine}}}
 
 
 MACHINES: Change = {KEYS.machine(0): {"machineID": A}, KEYS.machine(1): {"machineID": B}}
@@ -46,14 +51,17 @@ RELEASING = step("reboot:host:release", "running")
 GOOD: list[Change] = [document(), MACHINES, TAKES, ACQUIRED, BOOTING, HEALTHY, RELEASING, GIVES]
 
 
-def found(*changes: Change) -> list[str]:
-    texts = [
+def changed(*changes: Change) -> list[Changed]:
+    return [
         Changed(
             revision, {key: None if value is None else json.dumps(value) for key, value in change.items()}
         )
         for revision, change in enumerate(changes, 1)
     ]
-    return list(faults(texts, KEYS))
+
+
+def found(*changes: Change) -> list[str]:
+    return list(faults(changed(*changes), KEYS))
 
 
 def test_a_good_history_has_no_fault() -> None:
@@ -76,11 +84,33 @@ def test_a_good_history_has_no_fault() -> None:
         ([*GOOD[:5], RELEASING, GIVES], "before it was healthy"),
         ([*GOOD[:5], step("reboot:host:health", "failed"), RELEASING, GIVES], "before it was healthy"),
         ([*GOOD[:3], {KEYS.semaphore("default"): None}], "was deleted"),
+        ([document(), MACHINES, BOOTING], "holds no slot"),
+        ([document(), MACHINES, TAKES, step("reboot:host:acquire", "done", target="rack"), BOOTING], "holds no slot"),
+        ([*GOOD[:4], by_hand(A), TAKES, GIVES, BOOTING], "holds no slot"),
     ],
 )  # fmt: skip
 def test_each_planted_fault_is_caught(changes: list[Change], says: str) -> None:
     problems = found(*changes)
     assert len([problem for problem in problems if says in problem]) == 1, problems
+
+
+def test_a_slot_that_an_operator_released_excuses_what_was_under_way() -> None:
+    assert found(*GOOD[:5], by_hand(A), step("reboot:host:hook:after:0", "running"), HEALTHY) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        (GOOD, 1),
+        ([BOOTING, step("containers:image/a:change", "running")], 1),
+        ([BOOTING, step("containers:image/a:change", "running", 1)], 2),
+        ([BOOTING, HEALTHY, step("containers:image/a:change", "done", 1)], 1),
+        ([BOOTING, step("reboot:host:health", "failed"), step("reboot:host:reboot", "running", 1)], 2),
+        ([step("debs:deb/a:change", "running"), step("containers:image/a:acquire", "done", 1)], 0),
+    ],
+)
+def test_how_many_were_down_at_once_does_not_believe_the_lock(changes: list[Change], most: int) -> None:
+    assert most_down(changed(*changes), KEYS) == most
 
 
 def test_it_reads_the_whole_history_of_a_real_etcd(etcd: Etcd) -> None:

@@ -16,6 +16,7 @@ from reconciler.core.semaphore import Holder
 from reconciler.core.state import ABORTED, Rollout
 from reconciler.store.lock import RebootLock
 from reconciler.store.lock_view import Taken
+from tests.fleet.checker import history, most_down
 from tests.fleet.fleet import Servers
 
 HOOKS = {"before": ["drain"], "after": ["undrain"]}
@@ -42,16 +43,11 @@ def test_five_servers_reboot_and_never_more_than_the_slots_are_down(servers: Ser
     servers.gather(5)
     servers.wants_reboot(*range(5))
     revision = servers.push({"tool": "1.0"}, groups=group(servers, slots=2, lockGroup="rack"))
-    most = 0
-
-    def ended() -> bool:
-        nonlocal most
-        most = max(most, len(holders(servers, "rack")))
-        rollout = servers.view().rollout
-        return bool(rollout and rollout.version == revision and rollout.outcome)
-
-    servers.wait("all have rebooted", ended, 40)
-    assert most == 2, "both slots were used"
+    servers.wait_for_end(revision, within=40)
+    keys = servers.etcd.keys
+    assert most_down(history(servers.etcd.client, keys, servers.etcd.since), keys) == 2, (
+        "both slots were used"
+    )
     assert holders(servers, "rack") == ()
     for machine in servers.machines.values():
         assert len(machine.reboots) == 1 and hooks(machine.directory) == ["drain", "undrain"]

@@ -11,6 +11,7 @@ from reconciler.core.window import Window
 from reconciler.store.lock import RebootLock
 from reconciler.store.view import read_fleet
 from tests.conftest import Etcd
+from tests.fleet.checker import prove
 from tests.fleet.simulated import Fate, SimulatedFleet
 from tests.fleet.test_kill import rolling
 
@@ -57,6 +58,11 @@ class Story:
         lock = read_fleet(self.etcd.client, self.etcd.keys).locks.get("default")
         return lock.semaphore.holders if lock else ()
 
+    def end(self) -> None:
+        """End the agent; the lock's history must keep promise 1."""
+        self.fleet.end()
+        prove(self.etcd.client, self.etcd.keys, self.etcd.since)
+
     def two_hours_pass(self) -> None:
         self.place.wall += 2 * 3600
 
@@ -79,7 +85,7 @@ def points(etcd: Etcd, directory: Path, rules: RebootPolicy, first: str, last: s
     story = Story(etcd, directory, rules, fate)
     story.fleet.start(0, fate)
     story.run()
-    story.fleet.end()
+    story.end()
     assert story.complete and story.hooks == ["drain", "undrain"]
     begin = next(number for number, name in enumerate(fate.points, 1) if first in name)
     return range(begin, next(number for number, name in enumerate(fate.points, 1) if last in name))
@@ -102,7 +108,7 @@ def test_the_window_closes_at_each_point_before_the_reboot(etcd: Etcd, tmp_path:
         story.run()
         assert story.complete and story.place.boots == 1 and story.holders == (), at
         assert story.hooks[-2:] == ["drain", "undrain"], at
-        story.fleet.end()
+        story.end()
         tried += 1
     assert tried >= 6
 
@@ -133,6 +139,6 @@ def test_an_operator_releases_the_slot_at_each_point_of_what_it_is_taken_for(
         assert story.complete and story.place.boots == 1 and story.holders == (), at
         assert story.hooks[-1] == "undrain", (at, story.hooks)
         assert story.place.has == {artifact.key: artifact.version for artifact in NEW}, at
-        story.fleet.end()
+        story.end()
         tried += 1
     assert tried >= 20 and stopped <= tried / 4
