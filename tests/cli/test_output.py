@@ -271,6 +271,28 @@ def test_secrets_are_masked_and_come_from_files_only(command: Command, tmp_path:
 
 
 @pytest.mark.usefixtures("revision")
+def test_the_lock_by_hand_is_said_as_locksmithctl_says_it(command: Command, etcd: Etcd) -> None:
+    """Line for line: locksmith's locksmithctl/status.go and set_max.go; asking again succeeds, and a wait has an end."""
+    agents = Holder("d" * 32, "agent", 3, 1_767_268_800, "b1", "reboot", "c" * 40)
+    lock = RebootLock(etcd.client, etcd.keys)
+    lock.take(agents)
+    assert command("lock", "status", "--lock-group", "rack").ok().out == "Available: 1\nMax: 1\n"
+    assert command("lock", "set-max", "2").ok().out == "Old-Max: 1\nMax: 2\n"
+    lock.take(Holder("a" * 32))
+    assert command("lock", "acquire", "--machine-id", "a" * 32).ok().out.endswith(" held a slot already.\n")
+    listed = f"MACHINE ID\n{'a' * 32}\n{'d' * 32}\n"
+    assert command("lock", "status").ok().out == f"Available: 0\nMax: 2\n\n{listed}"
+    full = command("lock", "acquire", "--machine-id", "c" * 32, "--wait", "1s")
+    assert (full.status, full.out) == (3, "") and "max 2" in full.err
+    document = command("lock", "status", "--output", "json").ok().document
+    (told,) = [held for held in document["holders"] if held["machine_id"] == agents.machine_id]
+    assert [told[key] for key in ("lrn", "source", "reason", "boot_id")] == [3, "agent", "reboot", "b1"]
+    assert told["age"] > 0
+    released = command("lock", "release", "--machine-id", agents.machine_id).ok().out
+    assert released == f"Released server 3's (agent) slot of machine {agents.machine_id}: reboot.\n"
+
+
+@pytest.mark.usefixtures("revision")
 def test_the_locks_history_says_whose_slot_who_gave_it_back_and_why(command: Command, etcd: Etcd) -> None:
     assert command("lock", "history").ok().out == "No slot has been released by an operator.\n"
     held = Holder("a" * 32, "agent", 3, 1_767_268_800, "b1", "reboot", "c" * 40)

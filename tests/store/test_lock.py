@@ -388,13 +388,14 @@ def line(etcd: Etcd, number: int, within: float = 10) -> None:
 WORKER = """
 import sys, time
 from reconciler.core.semaphore import Holder
+from reconciler.store import line
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
 from reconciler.store.line import Line
 from reconciler.store.lock import RebootLock
-from reconciler.store.line import Line
 from reconciler.store.lock_view import Taken
-endpoint, prefix, lock_prefix, machine, wait, hold, keep = sys.argv[1:]
+endpoint, prefix, lock_prefix, machine, wait, hold, keep, ttl = sys.argv[1:]
+line.WAITER_TTL = float(ttl)
 with Client(EtcdOptions((endpoint,))) as client:
     lock = RebootLock(client, Keys(prefix, lock_prefix))
     answer = Line(lock).acquire(Holder(machine, "agent", 1), wait=float(wait))
@@ -406,7 +407,7 @@ with Client(EtcdOptions((endpoint,))) as client:
 
 
 def worker(
-    etcd: Etcd, machine: str, wait: float, hold: float = 0, *, keep: bool = True
+    etcd: Etcd, machine: str, wait: float, hold: float = 0, *, keep: bool = True, ttl: float = 30
 ) -> subprocess.Popen[str]:
     """A process of its own that takes a slot and keeps it, or gives it back."""
     return subprocess.Popen(
@@ -421,6 +422,7 @@ def worker(
             str(wait),
             str(hold),
             str(keep),
+            str(ttl),
         ],
         stdout=subprocess.PIPE,
         text=True,
@@ -468,15 +470,15 @@ class TestProcesses:
         assert lock(etcd).take(holder("m1")) == Taken(lock(etcd).holder_of("m1") or holder(""), again=True)
 
     def test_one_that_is_killed_while_waiting_leaves_the_line(self, etcd: Etcd) -> None:
+        """Its lease ends, and the one behind it goes on by what its watch tells; nobody else helps."""
         mine = take(etcd, "m1")
-        dead = worker(etcd, "m2", wait=60)
-        line(etcd, 1)
+        dead = worker(etcd, "m2", wait=60, ttl=3)
+        line(etcd, 1, within=30)
         waiting = worker(etcd, "m3", wait=60)
-        line(etcd, 2)
+        line(etcd, 2, within=30)
         os.kill(dead.pid, signal.SIGKILL)
         dead.communicate()
-        (first, _) = read_locks(etcd.client, etcd.keys)["default"].waiters
-        etcd.client.revoke(int(first.key.rsplit("/", 1)[1], 16))  # its lease, as its end would
+        line(etcd, 1, within=30)
         lock(etcd).release(mine)
         assert said(waiting) == "taken"
 
