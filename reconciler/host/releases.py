@@ -7,6 +7,7 @@ is enough, and not by its own name alone, which anybody may give as they like.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -218,7 +219,13 @@ class Releases:
         except OSError as error:
             raise HostError(f"cannot make a directory in {self.scratch}: {error.strerror or error}") from None
         with made as directory:
-            yield Path(directory)
+            try:
+                yield Path(directory)
+            except OSError as error:
+                hint = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+                raise HostError(
+                    f"cannot write below {self.scratch}: {error.strerror or error}{hint}"
+                ) from None
 
 
 def _named(deb: ReleaseDeb) -> str:

@@ -388,7 +388,7 @@ def test_a_full_disk_stops_the_pass_before_anything_changes(
     small_disk: Path,
     tmp_path: Path,
 ) -> None:
-    """The state directory's: what is downloaded does not fit."""
+    """The state directory's: not even what is looked at to choose the release's file fits."""
     large = DebSpec(
         "a", "1.0", files=(("/usr/share/a/noise", "".join(f"{n * n % 99991:x}" for n in range(150_000))),)
     )
@@ -397,7 +397,9 @@ def test_a_full_disk_stops_the_pass_before_anything_changes(
     ran = command("--yes", "--state-dir", small_disk / "state")
     assert ran.status == 1
     problem = ran.err[ran.err.index("reconcile: ") :]
-    assert "free in the state directory; make room there" in problem
+    assert (
+        f"cannot write below {small_disk}/state/releases: No space left on device; make room there" in problem
+    )
     check_nothing_installed(etcd, host, "a")
     command("--yes", "--state-dir", tmp_path / "room").ok()
     assert state(host, "a") == "ii 1.0"
