@@ -45,6 +45,8 @@ class Hands:
     progress: Progress = silent
     ending: threading.Event = field(default_factory=threading.Event)
     wall: Callable[[], float] = lambda: 0.0
+    begin_fetching: Callable[[], None] = lambda: None
+    """Fetches begin: those of before count no more."""
     tidy: Callable[[Iterable[Key]], None] = lambda recorded: None
     """Drop what was fetched for others than these."""
     users: Callable[[Iterable[Key]], Mapping[Key, frozenset[Key]]] = lambda keys: {}

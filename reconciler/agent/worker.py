@@ -204,6 +204,7 @@ class Worker:
     def _fetch(self, moves: list[Perform], plan: Plan, server: Server) -> list[Outcome]:
         """Several fetches at once; as long as they take, how far they are is logged and stands in the server's status."""
         self._fetching.begin()
+        self._hands.begin_fetching()
         with ThreadPoolExecutor(_FETCHES, thread_name_prefix="fetch") as pool:
             begun = {pool.submit(self._perform, move, plan, server): move for move in moves}
             left = wait(begun, self._told_every).not_done

@@ -111,6 +111,7 @@ def server_parts(
         progress,
         ending or threading.Event(),
         time.time,
+        packages.begin_fetching,
         tidy,
         packages.users,
         _runtime(options),

@@ -45,6 +45,7 @@ _FIELDS = (
     "db:Status-Status",
     "Essential",
     "Protected",
+    "Installed-Size",
 )
 _LOCKS = ("lock-frontend", "lock")
 _LOCKED = re.compile(
@@ -67,6 +68,8 @@ class Package:
     broken: bool = False
     """It has to be installed anew before anything else can be done with it (dpkg's `reinstreq`)."""
     essential: bool = False
+    size: int = 0
+    """Bytes that it takes, as its control file says."""
 
     @property
     def there(self) -> bool:
@@ -127,7 +130,7 @@ class Dpkg:
     def _by_name(self, text: str) -> dict[str, Package]:
         found: dict[str, Package] = {}
         for line in text.splitlines():
-            name, architecture, version, want, flag, state, essential, protected = line.split("\t")
+            name, architecture, version, want, flag, state, essential, protected, size = line.split("\t")
             package = Package(
                 name=name,
                 architecture=architecture,
@@ -136,6 +139,7 @@ class Dpkg:
                 held=want == "hold",
                 broken=flag == "reinstreq",
                 essential="yes" in (essential, protected),
+                size=_bytes(size),
             )
             known = found.get(name)
             if known is None or (package.there and not (known.there and self._ours(known.architecture))):
@@ -301,10 +305,12 @@ def control(file: Path) -> Control:
         raise Unfetchable(
             f"cannot use {file.name}: its control file names no package, version or architecture"
         )
-    size = found.get("Installed-Size", "0")
-    return Control(
-        found["Package"], found["Version"], found["Architecture"], int(size) * 1024 if size.isdecimal() else 0
-    )
+    size = _bytes(found.get("Installed-Size", ""))
+    return Control(found["Package"], found["Version"], found["Architecture"], size)
+
+
+def _bytes(kibibytes: str) -> int:
+    return int(kibibytes) * 1024 if kibibytes.isdecimal() else 0
 
 
 def contents(file: Path) -> frozenset[str]:

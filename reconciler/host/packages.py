@@ -67,6 +67,8 @@ class Packages:
         self._apt = Apt(self._dpkg, proxy)
         self._github_api = github_api
         self._token = token
+        self._coming: dict[str, Mapping[str, tuple[int, int]]] = {}
+        self._counting = threading.Lock()
         self._changing = threading.Lock()
         self._cleaning = threading.Lock()
         self._cleaned = False
@@ -172,10 +174,16 @@ class Packages:
 
     # --- fetching ----------------------------------------------------------------------------------------------------
 
+    def begin_fetching(self) -> None:
+        """What was fetched so far is not about to be installed, unless it is asked for again: its room is not counted."""
+        with self._counting:
+            self._coming.clear()
+
     def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:
         """Bring the package, and through apt what it depends on, into its directory. Nothing to do where it is there.
 
-        Raises `HostError` for one that is on hold at another version: it is said before any server has changed.
+        Raises `HostError` for one that is on hold at another version, and where it does not fit on the host with all
+        else that was fetched and is not installed yet: it is said before any server has changed.
         """
         match artifact:
             case ReleaseDeb():
@@ -185,9 +193,11 @@ class Packages:
             case _:
                 raise TypeError(f"{artifact} is no package")
         parcel = self._parcel(artifact, self._checksum(artifact, pin) or "")
-        package = self._dpkg.packages().get(artifact.name)
+        packages = self._dpkg.packages()
+        package = packages.get(artifact.name)
         if parcel is not None and not _is(package, parcel.version):
             self._refuse_held(artifact, package, parcel)
+            self._require_room(artifact, parcel, packages)
 
     def _fetch_release(self, deb: ReleaseDeb, pin: Pin | None, progress: Progress) -> None:
         releases = self._releases()
@@ -199,7 +209,6 @@ class Packages:
         fetched = directory / "fetched"
         releases.fetch(replace(found, digest=digest or found.digest), fetched, deb.key.subject, progress)
         said = self._check(deb, fetched)
-        self._require_room(deb, said)
         # apt takes a package without the network only where it lies under the name that apt would give it.
         file = fetched.rename(directory / archive_name(said.package, said.version, said.architecture))
         if self._apt.there:
@@ -222,8 +231,26 @@ class Packages:
             raise
         return found
 
-    def _require_room(self, deb: Deb, said: Control) -> None:
-        place.require_space(place.inside(self._host, "/usr"), said.size, f"deb {deb.name} {said.version}")
+    def _require_room(self, deb: Deb, parcel: Parcel, packages: Mapping[str, Package]) -> None:
+        """Room for what came for this package and for the others, beside the largest of those that they replace: dpkg unpacks first."""
+        sizes = {}
+        for file in parcel.directory.glob("*.deb"):
+            with contextlib.suppress(Unfetchable):  # damaged since: that is told when it is to be installed
+                said = control(file)
+                there = packages.get(said.package)
+                sizes[said.package] = (said.size, there.size if there and there.there else 0)
+        with self._counting:
+            self._coming[deb.name] = sizes
+            all_sizes = {name: both for some in self._coming.values() for name, both in some.items()}
+            needed = sum(max(0, size - old) for size, old in all_sizes.values())
+            needed += max((min(both) for both in all_sizes.values()), default=0)
+            others = len(self._coming) - 1
+            what = f"deb {deb.name} {parcel.version}" + (f" and {others} more" if others else "")
+            try:
+                place.require_space(place.inside(self._host, "/usr"), needed, what)
+            except HostError:
+                del self._coming[deb.name]
+                raise
 
     def _fetch_apt(self, deb: AptDeb) -> None:
         if self._parcel(deb, ""):
@@ -244,7 +271,6 @@ class Packages:
             return
         from reconciler.ground.download import file_sha256
 
-        self._require_room(deb, control(file))
         self._publish(Parcel(directory, file, deb.version, file_sha256(file)))
 
     def _own_file(self, deb: AptDeb, directory: Path) -> Path | None:
@@ -262,6 +288,8 @@ class Packages:
             raise TypeError(f"{artifact} is no package")
         with self._changing:
             self._apply(artifact, self._parcel(artifact, self._checksum(artifact, pin) or ""))
+        with self._counting:
+            self._coming.pop(artifact.name, None)
 
     def _apply(self, deb: Deb, parcel: Parcel | None) -> None:
         packages = self._dpkg.packages()

@@ -391,6 +391,50 @@ def test_a_full_disk_is_said_before_anything_changes(tmp_path: Path, server: Rel
         assert (state(host, "rt-fat"), state(host, "rt-swollen"), audit(host)) == ("", "", "")
 
 
+@contextmanager
+def small_disk(place: Path, size: str) -> Iterator[Path]:
+    """A file system of its own."""
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", str(place)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount anything, so no disk can be full")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_what_does_not_fit_together_is_said_before_anything_changes(
+    tmp_path: Path, server: ReleaseServer, archive: Path
+) -> None:
+    """Each alone would fit; what a package brings along counts, and what it replaces counts only while it is replaced."""
+
+    def sized(name: str, megabytes: int, version: str = "1.0", depends: str = "") -> DebSpec:
+        fields = (("Installed-Size", str(megabytes * 1000)),)
+        return DebSpec(name, version, depends=depends, fields=fields)
+
+    repository(archive, sized("rt-needed", 15))
+    with http(archive) as line, small_disk(tmp_path / "small", "40m") as small:
+        host = bare_host(small, line)
+        packages = Packages(host, Ledger.open(host), github_api=server.url)
+
+        def fetch(spec: DebSpec) -> ReleaseDeb:
+            deb = released(server, tmp_path, spec)
+            packages.fetch(deb, packages.resolve(deb))
+            return deb
+
+        first = fetch(sized("rt-a", 15, "1.0", depends="rt-needed"))
+        says = r"deb rt-b 2\.0 and 1 more .* it takes 46\.1 MB"
+        with pytest.raises(HostError, match=says):
+            fetch(sized("rt-b", 15, "2.0"))
+        packages.apply(first, packages.resolve(first))
+        assert state(host, "rt-needed") == state(host, "rt-a") == "ii 1.0"
+        fetch(sized("rt-b", 15, "2.0"))
+        fetch(sized("rt-a", 18, "3.0", depends="rt-needed"))
+        packages.begin_fetching()
+        fetch(sized("rt-c", 25, "4.0"))
+
+
 def test_the_lock_of_the_host_is_waited_for(host: Host, packages: Packages) -> None:
     deb = AptDeb("rt-library", "1.0")
     lock = host.root / "var/lib/dpkg/lock-frontend"
