@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.core.artifact import Artifact, Container, Image, ReleaseDeb
+from reconciler.core.artifact import Artifact, Container, Image, OsImage, ReleaseDeb
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import (
     ArtifactSet,
     Desired,
     Notice,
     OpenPhase,
+    OsDriver,
     RebootPolicy,
     Revision,
     RolloutPolicy,
@@ -331,3 +332,46 @@ def test_a_repair_that_is_killed_loses_no_hook_and_fails_no_rollout(fleet: Simul
         assert place.has.keys() >= {artifact.key for artifact in had} and holders(fleet) == [], at
         assert len(hooks_of(fleet)) > before, f"the container was started anew and its hook was not run: {at}"
     assert killed >= 15
+
+
+KEPT = Image("kept", "registry.example/kept", "1")
+
+
+@pytest.mark.parametrize(
+    ("lost", "reboots", "says"),
+    [
+        ("deb/tool", False, "the host does not have what was recorded: deb/tool: recorded v2, found nothing"),
+        ("deb/other", False, ""),
+        ("deb/other", True, ""),
+        ("image/app", False, ""),
+        ("image/app", True, "the host does not have what was recorded: image/app: recorded 1, found nothing"),
+        ("image/kept", True, ""),
+    ],
+)
+def test_what_is_lost_before_verify_fails_the_rollout_where_it_is_its_own(
+    fleet: SimulatedFleet, caplog: pytest.LogCaptureFixture, lost: str, reboots: bool, says: str
+) -> None:
+    """What it has changed, and after its reboot each container; other drift is logged, and is the drift check's."""
+    beside = (deb("v1", "other"), app("1"), KEPT)
+    new, old = [[OsImage("stable", version)] if reboots else [] for version in "21"]
+    groups = (ServerGroup("boot", frozenset({0}), OsDriver(reboot=True)),)
+    desired = replace(revision("1", deb("v2"), *new, *beside), groups=groups)
+    gather(fleet, desired, deb("v1"), *old, *beside)
+    place, is_lost = fleet.places[0], False
+    for _ in range(200):
+        fleet.agents[0].conductor._once()
+        try:
+            fleet.agents[0].worker._once()
+        except Killed:
+            fleet.restart(0)
+        seen = read_fleet(fleet.admin, fleet.keys)
+        status, rollout = seen.statuses.get(0), seen.rollout
+        if status and rollout and not is_lost and status.step == len(rollout.phases):
+            del place.has[next(key for key in place.has if key.subject == lost)]
+            is_lost = True
+        if rollout and (rollout.stop or rollout.outcome):
+            break
+    assert rollout and is_lost and place.boots == reboots
+    assert (rollout.stop, rollout.outcome) == ((True, None) if says else (False, "complete"))
+    assert says in rollout.message
+    assert ("drift beside the rollout" in caplog.text) == (not says)

@@ -7,7 +7,7 @@ import logging
 from reconciler.agent.drift import described, drifted
 from reconciler.agent.hands import Did, Hands, pin_of
 from reconciler.agent.perform.change import installed
-from reconciler.core.artifact import Image
+from reconciler.core.artifact import Image, Key
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import Server
 from reconciler.errors import HostError
@@ -76,13 +76,24 @@ def _restored(artifact: Image, server: Server, hands: Hands, error: HostError) -
     )
 
 
+def _runs(key: Key, server: Server) -> bool:
+    """Whether it is recorded as a container, and not only as an image that is kept."""
+    recorded = server.recorded.get(key)
+    artifact = recorded.artifact if recorded else None
+    return isinstance(artifact, Image) and artifact.container is not None
+
+
 def _verify(plan: Plan, server: Server, hands: Hands, rollout: str) -> Did:
-    """Look at what the rollout has changed here, and after its reboot at every container: what drifted beside it is not its failure."""
+    """Look at what the rollout has changed here, and after its reboot at every container: what drifted beside it is not its failure.
+
+    Drift beside it is the desired state's `drift: report` or `repair`, which begin when the rollout has ended: were it a
+    failure here, no rollout would end and no repair begin.
+    """
     changed = {step.subject for step in plan.steps if step.effect == "change"}
     reboot = server.steps.get("reboot:host:reboot")
     booted = reboot is not None and reboot.rollout == rollout and reboot.state == "done"
     differs = drifted(server.recorded, hands)
-    failed = [found for found in differs if found.key in changed or (booted and found.key.kind == "image")]
+    failed = [found for found in differs if found.key in changed or (booted and _runs(found.key, server))]
     if failed:
         raise HostError("the host does not have what was recorded: " + "; ".join(map(described, failed)))
     if differs:
