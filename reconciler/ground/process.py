@@ -1,11 +1,16 @@
 """The one way to run a program: an argument list, a clean environment, a time limit, bounded output, and no orphans.
 
 Used by everything that runs `dpkg`, `apt-get`, `podman`, `systemctl` or a hook. Not pure, knows nothing of the domain.
+
+A program writes into a file in memory and not into a pipe: a pipe breaks when this process is killed, and dpkg would die
+of its next line in the middle of a package. The file needs no room on a disk and no directory that can be written to.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
 import logging
 import os
 import signal
@@ -16,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import IO
 
 from reconciler.errors import HostError
@@ -26,6 +32,9 @@ OUTPUT_LIMIT = 8 << 20
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _TAIL = 20
 _GRACE = 2.0
+_LOOK = 0.1
+"""Seconds between two looks at what a program has said."""
+_PIECE = 64 << 10
 
 
 class ProcessFailed(HostError):
@@ -74,35 +83,33 @@ def run(
         "LC_ALL": "C.UTF-8",
         **(env or {}),
     }
-    try:
-        child = subprocess.Popen(
-            arguments,
-            stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            cwd=cwd,
-            start_new_session=True,
-            pass_fds=tuple(pass_fds),
-        )
-    except OSError as error:
-        raise ProcessFailed(f"cannot run {name}: {error.strerror or error}") from None
-    out, err = _Collected(on_line), _Collected(on_line)
-    readers = [_reader(child.stdout, out), _reader(child.stderr, err)]
-    try:
-        if input is not None:
-            _writer(child.stdin, input.encode())
-        status = child.wait(timeout)
-    except subprocess.TimeoutExpired:
-        end_group(child)
-        _join(readers)
-        raise ProcessTimeout(
-            f"{name} did not end within {timeout:g} s{_last_lines(out, err)}", None, err.text()
-        ) from None
-    except BaseException:
-        end_group(child)
-        raise
-    _join(readers)
+    with _Output(on_line) as out, _Output(on_line) as err:
+        try:
+            child = subprocess.Popen(
+                arguments,
+                stdin=subprocess.PIPE if input is not None else subprocess.DEVNULL,
+                stdout=out.file,
+                stderr=err.file,
+                env=environment,
+                cwd=cwd,
+                start_new_session=True,
+                pass_fds=tuple(pass_fds),
+            )
+        except OSError as error:
+            raise ProcessFailed(f"cannot run {name}: {error.strerror or error}") from None
+        try:
+            if input is not None:
+                _writer(child.stdin, input.encode())
+            status: int | None = _wait(child, timeout, out, err)
+        except subprocess.TimeoutExpired:
+            end_group(child)
+            status = None
+        except BaseException:
+            end_group(child)
+            raise
+    if status is None:
+        message = f"{name} did not end within {timeout:g} s{_last_lines(out, err)}"
+        raise ProcessTimeout(message, None, err.text())
     if check and status != 0:
         how = f"was ended by signal {-status}" if status < 0 else f"failed with exit status {status}"
         raise ProcessFailed(f"{name} {how}{_last_lines(out, err)}", status, err.text() + out.text())
@@ -165,45 +172,96 @@ def proxy_environment(proxy: str | None) -> dict[str, str]:
     return {**found, "http_proxy": proxy, "https_proxy": proxy} if proxy else found
 
 
-class _Collected:
-    """Output as it comes: the first `OUTPUT_LIMIT` bytes, and always the last lines."""
+class _Output:
+    """What a program says, followed as it comes: the first `OUTPUT_LIMIT` bytes, and always the last lines."""
 
     def __init__(self, on_line: Callable[[str], None] | None) -> None:
+        self.file = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
+        self._read = 0
         self._parts: list[bytes] = []
-        self._size = 0
+        self._kept = 0
+        self._rest = b""
         self._on_line = on_line
         self.tail: deque[str] = deque(maxlen=_TAIL)
 
-    def take(self, line: bytes) -> None:
-        if self._size < OUTPUT_LIMIT:
-            self._parts.append(line[: OUTPUT_LIMIT - self._size])
-            self._size += len(line)
-        text = line.decode(errors="replace").rstrip("\r\n")
+    def __enter__(self) -> _Output:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # A daemon that the program left behind has the file for as long as it runs: it must not fill it.
+        fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
+        self.take()
+        if self._rest:
+            self._line(self._rest)
+        os.close(self.file)
+
+    def take(self) -> None:
+        """Hear what has come since the last look, and give its memory back. Of a flood, the end is heard."""
+        end = os.fstat(self.file).st_size
+        if end < self._read:
+            self._read = 0  # a script's `> /dev/stderr` empties the file
+        while self._read < end:
+            if self._kept == OUTPUT_LIMIT and end - self._read > OUTPUT_LIMIT:
+                self._read, self._rest = end - OUTPUT_LIMIT, b""
+            piece = os.pread(self.file, min(_PIECE, end - self._read), self._read)
+            if not piece:
+                break
+            self._read += len(piece)
+            self._hear(piece)
+        _give_back(self.file, self._read)
+
+    def text(self) -> str:
+        return b"".join(self._parts).decode(errors="replace")
+
+    def _hear(self, piece: bytes) -> None:
+        if kept := piece[: OUTPUT_LIMIT - self._kept]:
+            self._parts.append(kept)
+            self._kept += len(kept)
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        for line in lines:
+            self._line(line)
+        if len(self._rest) >= _PIECE:
+            self._line(self._rest)
+            self._rest = b""
+
+    def _line(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip("\r")
         if text:
             self.tail.append(text[:500])
         if self._on_line:
             try:
                 self._on_line(text)
             except Exception:
-                # Who listens must not be able to stop the reading: the program would hang on a full pipe.
+                # Who listens must not be able to stop the program.
                 self._on_line = None
                 logging.getLogger(__name__).exception("cannot hear a program's output any more")
 
-    def text(self) -> str:
-        return b"".join(self._parts).decode(errors="replace")
+
+def _wait(child: subprocess.Popen[bytes], timeout: float, *outputs: _Output) -> int:
+    """The exit status. Raises `subprocess.TimeoutExpired`."""
+    deadline = time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return child.wait(max(0.0, min(_LOOK, left)))
+        except subprocess.TimeoutExpired:
+            if left <= 0:
+                raise
+        for output in outputs:
+            output.take()
 
 
-def _reader(stream: IO[bytes] | None, collected: _Collected) -> threading.Thread:
-    def read() -> None:
-        if stream is None:
-            return
-        with stream:
-            while line := stream.readline(64 << 10):
-                collected.take(line)
+_LIBRARY = ctypes.CDLL(None, use_errno=True)
+_PUNCH_HOLE, _KEEP_SIZE = 2, 1
 
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    return thread
+
+def _give_back(file: int, end: int) -> None:
+    """Free the memory of a file's first `end` bytes; its size stays. Where that cannot be done, it is freed with the file."""
+    if end:
+        _LIBRARY.fallocate(file, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(end))
 
 
 def _writer(stream: IO[bytes] | None, data: bytes) -> None:
@@ -219,13 +277,6 @@ def _writer(stream: IO[bytes] | None, data: bytes) -> None:
     threading.Thread(target=write, daemon=True).start()
 
 
-def _join(readers: Sequence[threading.Thread]) -> None:
-    # A daemon that the program left behind may hold the pipes open for ever: what has come is enough.
-    until = time.monotonic() + _GRACE
-    for reader in readers:
-        reader.join(max(0.0, until - time.monotonic()))
-
-
-def _last_lines(out: _Collected, err: _Collected) -> str:
+def _last_lines(out: _Output, err: _Output) -> str:
     lines = list(err.tail) or list(out.tail)
     return "".join(f"\n    {line}" for line in lines[-_TAIL:])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.daemon import ask, wait_for_log
-from tests.fleet.fleet import Machine, Servers
+from tests.fleet.fleet import Machine, Servers, with_shell
 
 Write = Callable[[str], None]
 
@@ -129,7 +129,7 @@ def test_signals_change_the_level_and_make_it_look(servers: Servers) -> None:
     assert machine.log.count("waits:") == said
 
 
-def test_the_step_in_flight_is_finished_and_a_second_signal_ends_it_at_once(servers: Servers) -> None:
+def test_the_step_in_flight_is_finished(servers: Servers) -> None:
     machine = servers.add(0)
     machine.hold_dpkg()
     servers.start()
@@ -146,31 +146,53 @@ def test_the_step_in_flight_is_finished_and_a_second_signal_ends_it_at_once(serv
     servers.has("tool", "1.0")
     assert not servers.view().agents
 
-    servers.push({"tool": "2.0"})
-    machine.gate.touch()
-    (machine.directory / "in-dpkg").unlink()
-    servers.start()
-    servers.wait("it is in dpkg again", lambda: machine.in_dpkg, within=60)
-    machine.signal(signal.SIGTERM)
-    wait_for_log(servers, machine, "the step in flight is finished", 2)
-    machine.signal(signal.SIGTERM)
-    assert machine.wait_until_ended() == 128 + signal.SIGTERM
-    machine.let_dpkg_go()
 
-
-def test_a_step_that_outlasts_the_grace_is_left_to_the_next_start(servers: Servers) -> None:
-    machine = servers.add(0, "--grace", "1s")
-    machine.hold_dpkg()
-    servers.start()
-    revision = servers.push({"tool": "1.0"})
-    servers.wait("it is in dpkg", lambda: machine.in_dpkg, within=60)
+def outlasts_the_grace(servers: Servers, machine: Machine) -> None:
     assert machine.terminate() == 1
     assert "a step did not end within the grace" in machine.log
-    machine.let_dpkg_go()
-    machine.environment = {}
+
+
+def is_told_twice(servers: Servers, machine: Machine) -> None:
+    machine.signal(signal.SIGTERM)
+    wait_for_log(servers, machine, "the step in flight is finished")
+    machine.signal(signal.SIGTERM)
+    assert machine.wait_until_ended() == 128 + signal.SIGTERM
+
+
+def is_killed(servers: Servers, machine: Machine) -> None:
+    machine.kill()
+
+
+TALKS = """#!/bin/sh
+while [ -e /gate ]; do echo at work; echo still >>/said; sleep 0.05; done
+echo done && touch /configured
+"""
+
+
+@pytest.mark.parametrize("ends", [outlasts_the_grace, is_told_twice, is_killed])
+def test_dpkg_is_never_cut_off(servers: Servers, ends: Callable[[Servers, Machine], None]) -> None:
+    """A real one, whose package's script goes on talking when nobody hears it any more."""
+    machine = servers.add(0, "--grace", "1s")
+    with_shell(machine)
+    gate, said = machine.root / "gate", machine.root / "said"
+    gate.touch()
+    servers.start()
+    revision = servers.push({"tool": "1.0"}, scripts=(("postinst", TALKS),))
+    servers.wait("its script talks", said.exists, within=60)
+    ends(servers, machine)
+    heard = said.stat().st_size
+    servers.wait_on_hosts("it goes on", lambda: said.stat().st_size > heard + 50)
+    gate.unlink()
+    servers.wait_on_hosts("dpkg has finished", lambda: machine.deb("tool") == "ii 1.0")
+    assert (machine.root / "configured").exists()
+    assert "deb/tool" not in servers.recorded(0)
+
+    # The next start looks at the host, and has nothing to do but to record it.
+    said.unlink()
     servers.start()
     servers.wait_for_end(revision, within=60)
     servers.has("tool", "1.0")
+    assert not said.exists()
 
 
 @pytest.mark.needs("unshare")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,13 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def wait_for(condition: Callable[[], bool], within: float = 10.0) -> None:
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
 
 
 def test_says_what_the_program_said() -> None:
@@ -75,11 +84,7 @@ def test_when_the_time_is_up_all_that_it_started_ends_too(tmp_path: Path) -> Non
         run(python(program), timeout=1)
     assert time.monotonic() - began < 5
     child = int(note.read_text())
-    for _ in range(100):
-        if not alive(child):
-            break
-        time.sleep(0.02)
-    assert not alive(child)
+    wait_for(lambda: not alive(child))
 
 
 def test_a_program_is_asked_before_it_is_killed(tmp_path: Path) -> None:
@@ -94,7 +99,7 @@ def test_a_program_is_asked_before_it_is_killed(tmp_path: Path) -> None:
     assert note.read_text() == "tidied up"
 
 
-def test_a_daemon_that_keeps_the_pipe_open_is_not_waited_for() -> None:
+def test_a_daemon_that_keeps_the_output_open_is_not_waited_for() -> None:
     program = "import subprocess,sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(20)']); print(p.pid, flush=True)"
     began = time.monotonic()
     done = run(python(program), timeout=30)
@@ -102,6 +107,49 @@ def test_a_daemon_that_keeps_the_pipe_open_is_not_waited_for() -> None:
     daemon = int(done.stdout)
     assert alive(daemon)  # a service that a package's script started goes on
     os.kill(daemon, 9)
+
+
+def test_a_daemon_that_is_left_behind_cannot_fill_the_memory(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    program = (
+        "import os,sys,time\n"
+        "if os.fork(): sys.exit()\n"
+        "try:\n"
+        "  while True: os.write(1, b'x' * 1000); time.sleep(0.01)\n"
+        "except PermissionError as error:\n"
+        f"  open({str(note)!r}, 'w').write('may write no more')\n"
+    )
+    run(python(program), timeout=30)
+    wait_for(lambda: note.exists() and note.read_text() == "may write no more")
+
+
+def test_what_was_heard_takes_no_memory_any_more() -> None:
+    with process._Output(None) as output:
+        for _ in range(4):
+            os.write(output.file, b"x" * (1 << 20))
+            output.take()
+        assert os.fstat(output.file).st_blocks <= 8
+    assert len(output.text()) == 4 << 20
+
+
+def test_a_program_goes_on_when_who_ran_it_is_killed(tmp_path: Path) -> None:
+    """What it says then is lost, and nothing else: dpkg would die of a broken pipe in the middle of a package."""
+    said, note, go = tmp_path / "said", tmp_path / "note", tmp_path / "go"
+    script = f"echo one; touch {said}; while [ ! -e {go} ]; do sleep 0.02; done; echo two && echo three >&2 && touch {note}"
+    who = f"from reconciler.ground.process import run\nrun(['sh', '-c', {script!r}], timeout=60)"
+    with subprocess.Popen(python(who)) as runs:
+        wait_for(said.exists)
+        runs.kill()
+    go.touch()
+    wait_for(note.exists)
+
+
+def test_a_script_that_opens_its_output_anew_is_heard() -> None:
+    """`> /dev/stderr` empties a file. What stood in it may be lost, what comes then is not."""
+    script = "echo one >&2; echo two > /dev/stderr; echo three >&2; exit 3"
+    with pytest.raises(ProcessFailed, match="two\n    three") as caught:
+        run(["sh", "-c", script], timeout=10)
+    assert caught.value.status == 3
 
 
 def test_a_flood_is_bounded_and_its_end_is_kept() -> None:
