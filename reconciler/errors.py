@@ -20,7 +20,11 @@ class Unavailable(ReconcilerError):
     """A part outside (etcd, git, a registry, a release server) cannot be reached now: try again later."""
 
 
-class Ambiguous(Unavailable):
+class NoEtcd(Unavailable):
+    """etcd is out of reach, or takes no writes: nothing begins until it is back."""
+
+
+class Ambiguous(NoEtcd):
     """A write was sent and its answer lost: it may have happened, or may happen yet. Settle it by reading."""
 
 

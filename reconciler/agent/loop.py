@@ -29,7 +29,7 @@ from reconciler.agent.signals import Signals
 from reconciler.agent.wake import Wake, local_paths, watch_paths
 from reconciler.agent.worker import Worker
 from reconciler.agent.writing import Writing
-from reconciler.errors import ReconcilerError
+from reconciler.errors import NoEtcd, ReconcilerError
 from reconciler.ground.telemetry import ANEW
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
@@ -87,7 +87,7 @@ class Loops:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 log.warning("%s: %s", name, error, extra={} if trouble else ANEW)
                 trouble, count = str(error), count + 1
-                self._publisher.miss(name, str(error))
+                self._publisher.miss(name, str(error), vital=isinstance(error, NoEtcd))
             except Exception:
                 # A fault of ours must not end the agent: it may be the only one that can bring its server back up.
                 log.exception("%s: unexpected error", name)
@@ -120,9 +120,10 @@ class Follow:
             unavailable=state.unavailable,
         )
         self._publisher.miss("git fetch", state.unavailable or "")
-        said = (state.refused, state.refusal, state.unavailable)
-        if changed or said != (before.refused, before.refusal, before.unavailable):
-            # A refusal changes nothing that is in force, but people are told of it, and this host's own key says it.
+        wrong = (state.refused, state.refusal, state.unavailable is not None)
+        if changed or wrong != (before.refused, before.refusal, before.unavailable is not None):
+            # It changes nothing that is in force, but people are told of it, and this host's own key says it. Why git
+            # cannot be read is no part of it: git's own words hold how long it took, and would ring at each try.
             self._bells.lead.ring()
             self._bells.work.ring()
         return seconds * (0.8 + 0.4 * random.random())  # noqa: S311 (jitter is no secret)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from reconciler.core.plan import Effect
-from reconciler.core.published import Durations, Heartbeat, Published
+from reconciler.core.published import Durations, Heartbeat, Missing, Published
 
 
 class Publisher:
@@ -28,11 +28,11 @@ class Publisher:
         with self._mutex:
             self._now = replace(self._now, **changes)
 
-    def miss(self, name: str, problem: str) -> None:
-        """Say what `name` cannot reach; nothing where it lacks nothing any more."""
+    def miss(self, loop: str, problem: str, vital: bool = False) -> None:
+        """Say what `loop` cannot have; nothing where it lacks nothing any more."""
         with self._mutex:
-            others = tuple(text for text in self._now.missing if not text.startswith(f"{name}: "))
-            missing = (*others, f"{name}: {problem}") if problem else others
+            others = tuple(known for known in self._now.missing if known.loop != loop)
+            missing = (*others, Missing(loop, problem, vital)) if problem else others
             self._now = replace(self._now, missing=missing)
 
     def beat(self, loop: str, limit: float) -> None:

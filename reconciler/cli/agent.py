@@ -75,7 +75,7 @@ def _run(configured: Configured, client: Client, no_lead: bool, asked: Asked) ->
     from reconciler.cli.parts import host
     from reconciler.cli.served import Served
     from reconciler.cli.this_server import this_server
-    from reconciler.core.published import Published
+    from reconciler.core.published import Missing, Published
     from reconciler.core.state import Settings
 
     options = configured.now
@@ -102,7 +102,7 @@ def _run(configured: Configured, client: Client, no_lead: bool, asked: Asked) ->
             "this host has no policy (%s): everything that the schema allows is allowed", options.policy
         )
     publisher = Publisher(
-        Published(options.lrn, where.hostname, __version__, missing=("git: not read yet",)),
+        Published(options.lrn, where.hostname, __version__, missing=(Missing("git", "not read yet"),)),
         lambda: client.counts,
     )
     watching = Watching(client, server.keys, options.lrn, bells, ending)

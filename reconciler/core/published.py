@@ -24,6 +24,18 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """What a loop needs and cannot have now, as a sentence. `vital`: without it (etcd) the agent can begin nothing."""
+
+    loop: str
+    problem: str
+    vital: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.loop}: {self.problem}"
+
+
+@dataclass(frozen=True, slots=True)
 class Durations:
     """A histogram: `counts` by bucket as in `BUCKETS`, one more for what is longer, and the sum in seconds."""
 
@@ -40,16 +52,15 @@ class Durations:
 class Published:
     """An agent's state. Times are monotonic seconds of its process; `fetched`, `refused` and `unavailable` are of git.
 
-    `missing` says what is needed and not there (git, etcd), each as a sentence: empty means ready. `passes` are the
-    loops' durations, `errors` the failed passes by loop and type, `steps` the durations by effect and outcome
-    (`done`, `failed`).
+    `passes` are the loops' durations, `errors` the failed passes by loop and type, `steps` the durations by effect and
+    outcome (`done`, `failed`).
     """
 
     lrn: int = 0
     host: str = ""
     version: str = ""
     heartbeats: tuple[Heartbeat, ...] = ()
-    missing: tuple[str, ...] = ()
+    missing: tuple[Missing, ...] = ()
     status: Status | None = None
     fleet: Fleet | None = None
     desired: Desired | None = None

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from reconciler.errors import Ambiguous, ReconcilerError, Unavailable
+from reconciler.errors import Ambiguous, NoEtcd, ReconcilerError, Unavailable
 from reconciler.store.connections import REPLY_LIMIT, Connections, EtcdOptions, prove
 from reconciler.store.library import etcd_and_grpc
 from reconciler.store.login import Login, Metadata
@@ -171,7 +171,7 @@ class Client:
         rpc, _ = etcd_and_grpc()
         reply = self._call("LeaseGrant", rpc.LeaseGrantRequest(TTL=max(1, round(ttl))), repeatable=True)
         if reply.error:
-            raise Unavailable(f"cannot get a lease from etcd: {reply.error}")
+            raise NoEtcd(f"cannot get a lease from etcd: {reply.error}")
         return reply.ID, float(reply.TTL)
 
     def refresh(self, lease: int, timeout: float | None = None) -> float:
@@ -199,7 +199,7 @@ class Client:
         def refused(reason: str) -> Unavailable:
             if is_about_token(reason):
                 self._login.forget(metadata)
-            return Unavailable(f"cannot watch etcd at {connection.endpoint}: {reason}; it is tried again")
+            return NoEtcd(f"cannot watch etcd at {connection.endpoint}: {reason}; it is tried again")
 
         def broken(error: Any) -> Unavailable:
             self._note(error)
@@ -260,9 +260,7 @@ class Client:
                 return reply
             time.sleep(max(0.0, min(next(pauses), end - time.monotonic())))
         names = ", ".join(self._options.endpoints)
-        raise Unavailable(
-            f"cannot reach etcd at {names}: {trouble}; look whether it runs and --etcd is right"
-        )
+        raise NoEtcd(f"cannot reach etcd at {names}: {trouble}; look whether it runs and --etcd is right")
 
     def _attempt(self, end: float) -> float:
         """Seconds for one endpoint: where there are others, one that is frozen must leave time for them."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from reconciler.errors import Unavailable, UsageError
+from reconciler.errors import NoEtcd, UsageError
 from reconciler.store.library import etcd_and_grpc
 
 REPLY_LIMIT = 32 << 20
@@ -87,7 +87,7 @@ class Stubs:
         try:
             return next(call)
         except StopIteration:
-            raise Unavailable("cannot refresh a lease: etcd has ended the stream") from None
+            raise NoEtcd("cannot refresh a lease: etcd has ended the stream") from None
         finally:
             call.cancel()
 

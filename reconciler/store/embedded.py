@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.errors import ReconcilerError, Unavailable
+from reconciler.errors import NoEtcd, ReconcilerError, Unavailable
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.transaction import one
 
@@ -203,7 +203,7 @@ class Embedded:
                     ended = self._child is not None and self._child.poll() is not None
                     if ended or time.monotonic() > end:
                         what = "it ended" if ended else str(error)
-                        raise Unavailable(
+                        raise NoEtcd(
                             f"cannot start the embedded etcd in {self._directory}: {what}; {hint}"
                         ) from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from reconciler.errors import ReconcilerError, Unavailable
+from reconciler.errors import NoEtcd, ReconcilerError
 from reconciler.store.connections import NEEDS_LEADER, Connections, EtcdOptions, read_file
 from reconciler.store.library import etcd_and_grpc
 from reconciler.store.refusal import words_of
@@ -28,7 +28,7 @@ class Login:
         token = self._token
         if token is None:
             if not self._authenticating.acquire(timeout=timeout):
-                raise Unavailable("cannot log in to etcd: it does not answer; it is tried again")
+                raise NoEtcd("cannot log in to etcd: it does not answer; it is tried again")
             try:
                 token = self._token = self._token or self._authenticate(timeout)
             finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reconciler.errors import Fenced, ReconcilerError, Unavailable
+from reconciler.errors import Fenced, NoEtcd, ReconcilerError
 
 
 class Compacted(ReconcilerError):
@@ -61,7 +61,7 @@ def raise_if_final(error: Any, endpoint: str) -> None:
     if "requested lease not found" in words:
         raise LeaseGone(f"cannot use the lease at etcd at {endpoint}: {words}") from None
     if "database space exceeded" in words:
-        raise Unavailable(
+        raise NoEtcd(
             f"cannot write to etcd at {endpoint}: it has raised the NOSPACE alarm ({words}); "
             "compact and defragment it, then `etcdctl alarm disarm`"
         ) from None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from reconciler.errors import Unavailable
+from reconciler.errors import NoEtcd, Unavailable
 from reconciler.store.library import etcd_and_grpc
 from reconciler.store.messages import items_of, watch_request
 from reconciler.store.transaction import Event, KeyRange
@@ -131,4 +131,4 @@ class WatchStream:
                     for event, item in zip(reply.events, items, strict=True)
                 )
                 yield WatchReply(index, reply.header.revision, events)
-        raise Unavailable("cannot watch etcd: it has ended the stream")
+        raise NoEtcd("cannot watch etcd: it has ended the stream")

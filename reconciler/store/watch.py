@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from reconciler.errors import ReconcilerError, Unavailable
+from reconciler.errors import NoEtcd, ReconcilerError
 from reconciler.store.transaction import Event, KeyRange
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Lookout:
         number = self._watched[keys] = self._stream.add(keys, 0, deletions_only=deletions_only)
         try:
             if not self._news.wait(lambda news: number in news.made, _MADE_WITHIN):
-                raise Unavailable("cannot watch etcd: it does not answer")
+                raise NoEtcd("cannot watch etcd: it does not answer")
         except ReconcilerError:
             self.close()
             raise

@@ -26,7 +26,7 @@ from reconciler.web.asking import Bodies, client_of
 from reconciler.web.files import Secret
 from reconciler.web.listener import Listen, Server, bind
 from reconciler.web.metrics import CONTENT_TYPE, Metrics
-from reconciler.web.status import NotYet, Plans, status_body, why_not_alive, why_not_ready
+from reconciler.web.status import NotYet, Plans, missed, status_body, why_not_alive, why_not_ready
 from reconciler.web.webhook import Deliveries, Delivery, Followed, is_genuine, read_delivery, why_ignored
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ class _Service:
         return _health(why_not_alive(self._published(), time.monotonic()))
 
     async def readyz(self, request: Request) -> Response:
-        return _health(why_not_ready(self._published(), time.monotonic()))
+        published = self._published()
+        return _health(why_not_ready(published, time.monotonic()), missed(published, vital=False))
 
     async def metrics(self, request: Request) -> Response:
         return Response(await run_in_threadpool(self._metrics.text), headers={"content-type": CONTENT_TYPE})
@@ -169,8 +170,10 @@ async def _failed(request: Request, error: Exception) -> Response:
     return _error(500, "an unexpected error: the log says more")
 
 
-def _health(reasons: tuple[str, ...]) -> Response:
-    return JSONResponse({"ok": not reasons, "reasons": list(reasons)}, status_code=503 if reasons else 200)
+def _health(reasons: tuple[str, ...], missing: tuple[str, ...] = ()) -> Response:
+    """503 for `reasons` alone: no probe takes an agent out of service because git or a registry is away."""
+    body = {"ok": not reasons, "reasons": [*reasons, *missing]}
+    return JSONResponse(body, status_code=503 if reasons else 200)
 
 
 async def _document(make: Callable[[], bytes]) -> Response:

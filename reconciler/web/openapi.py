@@ -29,7 +29,12 @@ def document() -> dict[str, Any]:
         "servers": [{"url": "http://127.0.0.1:8470"}],
         "paths": {
             "/livez": {"get": _probe("livez", "Whether every loop gives signs of life")},
-            "/readyz": {"get": _probe("readyz", "Whether the agent has all that it needs")},
+            "/readyz": {
+                "get": _probe(
+                    "readyz",
+                    "Whether the agent can work: its loops live, it has read a revision, and reaches etcd",
+                )
+            },
             "/metrics": {
                 "get": {
                     "operationId": "metrics",
@@ -76,10 +81,14 @@ _HEALTH = {
     "additionalProperties": False,
     "required": ["ok", "reasons"],
     "properties": {
-        "ok": {"type": "boolean", "description": "Whether all is well.", "examples": [True]},
+        "ok": {
+            "type": "boolean",
+            "description": "Whether it is so; the status says the same.",
+            "examples": [True],
+        },
         "reasons": {
             "type": "array",
-            "description": "What is not, each as a sentence.",
+            "description": "What is overdue or missing, each as a sentence. git or a registry that is away stands here too, and leaves an agent ready.",
             "items": {"type": "string"},
             "examples": [[]],
         },

@@ -26,9 +26,14 @@ def why_not_alive(published: Published, now: float) -> tuple[str, ...]:
 
 
 def why_not_ready(published: Published, now: float) -> tuple[str, ...]:
-    """What is overdue or missing at `now`; empty means that this agent can work."""
+    """What is overdue at `now`, or missing without which nothing can be done; empty means that this agent can work."""
     unread = () if published.desired else (_no_revision(published),)
-    return (*why_not_alive(published, now), *published.missing, *unread)
+    return (*why_not_alive(published, now), *missed(published, vital=True), *unread)
+
+
+def missed(published: Published, vital: bool) -> tuple[str, ...]:
+    """What is missing, as sentences: etcd, or (not `vital`) git or a registry, without which the last revision stays in force."""
+    return tuple(str(missing) for missing in published.missing if missing.vital == vital)
 
 
 def _no_revision(published: Published) -> str:
@@ -69,7 +74,7 @@ class Plans:
 
 
 def _missing(published: Published) -> str:
-    return "".join(f"; {text}" for text in published.missing)
+    return "".join(f"; {missing}" for missing in published.missing)
 
 
 def _encoded(document: dict[str, Any]) -> bytes:

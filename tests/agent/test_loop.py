@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from reconciler.agent import loop
-from reconciler.agent.loop import Loops
+from reconciler.agent.follow import Follower, Following
+from reconciler.agent.loop import Bells, Follow, Loops
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.wake import Wake, local_paths, watch_paths
-from reconciler.core.published import Published
-from reconciler.errors import Unavailable
+from reconciler.core.published import Missing, Published
+from reconciler.errors import Ambiguous, NoEtcd, ReconcilerError, Unavailable
 
 
 def wait_for(condition: object, seconds: float = 5.0) -> None:
@@ -36,19 +38,58 @@ def test_a_loop_that_fails_says_what_is_missing_and_goes_on() -> None:
     def once() -> float:
         tries.append(time.monotonic())
         if len(tries) < 3:
-            raise Unavailable("etcd is away")
+            raise Unavailable("a registry is away")
         return 60.0
 
     loops = Loops(publisher, ending)
     bell = Wake()
     loops.start("worker", once, bell)
-    wait_for(lambda: publisher().missing == ("worker: etcd is away",))
+    wait_for(lambda: publisher().missing == (Missing("worker", "a registry is away"),))
     bell.ring()
     wait_for(lambda: len(tries) >= 3)
     wait_for(lambda: publisher().missing == ())
     ending.set()
     bell.ring()
     assert loops.join(5)
+
+
+class Away(Follower):
+    """A git that is away: how long it took to see that is another text at each try."""
+
+    def __init__(self) -> None:
+        self.state = Following()
+        self.tries = 0
+
+    def look(self) -> bool:
+        self.tries += 1
+        self.state = replace(self.state, unavailable=f"failed to connect after {self.tries} ms")
+        return False
+
+
+def test_a_git_that_stays_away_rings_the_other_loops_once() -> None:
+    publisher, bells = Publisher(Published()), Bells()
+    follow = Follow(Away(), publisher, lambda: 60.0, bells)
+    follow.once()
+    assert bells.work.wait(0) and bells.lead.wait(0)
+    follow.once()
+    assert not bells.work.wait(0) and not bells.lead.wait(0)
+    assert publisher().missing == (Missing("git fetch", "failed to connect after 2 ms"),)
+
+
+def test_without_etcd_nothing_can_be_done_and_without_another_part_something() -> None:
+    for error, vital in ((NoEtcd("x"), True), (Ambiguous("x"), True), (Unavailable("x"), False)):
+        publisher, ending = Publisher(Published()), threading.Event()
+
+        def once(error: ReconcilerError = error) -> float:
+            raise error
+
+        loops, bell = Loops(publisher, ending), Wake()
+        loops.start("worker", once, bell)
+        wait_for(lambda publisher=publisher: publisher().missing)
+        ending.set()
+        bell.ring()
+        assert loops.join(5)
+        assert publisher().missing == (Missing("worker", "x", vital),)
 
 
 def test_a_fault_of_ours_does_not_end_a_loop() -> None:

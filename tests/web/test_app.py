@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reconciler.cli.options import Options
 from reconciler.cli.planning import Asked, Planned, plans_for
 from reconciler.core.artifact import Key
-from reconciler.core.published import Heartbeat, Published
+from reconciler.core.published import Heartbeat, Missing, Published
 from reconciler.core.state import Fleet, Installed, RolloutPolicy, StepRecord
 from reconciler.errors import UsageError
 from reconciler.web import openapi, probe
@@ -34,6 +34,7 @@ PATHS = ("/livez", "/readyz", "/metrics", "/hooks/git", "/api/v1/status", "/api/
 # --- probes ---------------------------------------------------------------------------------------------------------
 
 NOW = 1000.0
+NO_ETCD = Missing("worker", "cannot reach etcd", vital=True)
 FRESH = (Heartbeat("git", 990.0, 30.0), Heartbeat("worker", 500.0, 7200.0))
 LATE = (Heartbeat("git", 900.0, 30.0), Heartbeat("worker", 999.0, 60.0))
 
@@ -60,13 +61,24 @@ LATE = (Heartbeat("git", 900.0, 30.0), Heartbeat("worker", 999.0, 60.0))
             ("no revision has been read yet: a.yaml:1:1: unknown kind",),
         ),
         (
-            Published(desired=DESIRED, missing=("worker: cannot reach etcd",)),
+            Published(desired=DESIRED, missing=(NO_ETCD,)),
             True,
             ("worker: cannot reach etcd",),
         ),
+        (Published(desired=DESIRED, missing=(Missing("worker", "cannot reach the registry"),)), True, ()),
         (Published(desired=DESIRED, refusal="a.yaml:1:1: unknown kind"), True, ()),
     ],
-    ids=["healthy", "starting", "late", "unread", "no git", "refused", "no etcd", "an older one in force"],
+    ids=[
+        "healthy",
+        "starting",
+        "late",
+        "unread",
+        "no git",
+        "refused",
+        "no etcd",
+        "no registry",
+        "an older one in force",
+    ],
 )
 def test_alive_and_ready(state: Published, alive: bool, reasons: tuple[str, ...]) -> None:
     assert (not why_not_alive(state, NOW)) is alive
@@ -79,10 +91,14 @@ def test_probes_answer_200_and_503() -> None:
         for path in ("/livez", "/readyz"):
             answer = ask(server, path)
             assert (answer.status, answer.json) == (200, {"ok": True, "reasons": []})
-        behind.state = published(missing=("git: cannot reach git.example.com",))
+        no_git = Missing("git", "cannot reach git.example.com")
+        behind.state = published(missing=(no_git,))
+        answer = ask(server, "/readyz")
+        assert (answer.status, answer.json) == (200, {"ok": True, "reasons": [str(no_git)]})
+        behind.state = published(missing=(no_git, NO_ETCD))
         assert ask(server, "/livez").status == 200
         answer = ask(server, "/readyz")
-        assert (answer.status, answer.json["reasons"]) == (503, ["git: cannot reach git.example.com"])
+        assert (answer.status, answer.json) == (503, {"ok": False, "reasons": [str(NO_ETCD), str(no_git)]})
         behind.state = published(heartbeats=(Heartbeat("worker", time.monotonic() - 100, 60.0),))
         assert [ask(server, path).status for path in ("/livez", "/readyz")] == [503, 503]
 
@@ -144,7 +160,7 @@ def test_a_plan_is_made_once_for_each_state() -> None:
 
 
 def test_what_is_not_known_yet_is_503_with_the_reason() -> None:
-    behind = Behind(Published(missing=("worker: cannot reach etcd",), desired=DESIRED))
+    behind = Behind(Published(missing=(NO_ETCD,), desired=DESIRED))
     with serving(behind) as server:
         for path in ("/api/v1/status", "/api/v1/plan"):
             answer = ask(server, path)
