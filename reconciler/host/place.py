@@ -63,10 +63,14 @@ def inherited(host: Host) -> tuple[int, ...]:
 
 
 def shared(host: Host) -> Path:
-    """The state directory that commands on the host can read as well: below the host's root where they run inside it."""
-    if host.exec == "direct" or host.state_dir.is_relative_to(host.root):
+    """The state directory that commands on the host can read as well: below the host's root where they run inside it.
+
+    There it is where the host has it: a link on its way means what it means to the host.
+    """
+    if host.exec == "direct":
         return host.state_dir
-    return host.root / str(host.state_dir).lstrip("/")
+    below = host.state_dir.is_relative_to(host.root)
+    return inside(host, host.state_dir.relative_to(host.root) if below else host.state_dir)
 
 
 def seen(host: Host, path: Path) -> str:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -178,20 +179,27 @@ def test_nothing_is_run_in_process_1_where_that_is_not_the_hosts(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("host", "directory", "word"),
+    ("how", "state", "directory"),
     [
-        (Host(), "/var/lib/reconciler", "/var/lib/reconciler/debs"),
-        (Host(root=Path("/host"), exec="chroot"), "/host/var/lib/reconciler", "/var/lib/reconciler/debs"),
-        (
-            Host(root=Path("/host"), exec="nsenter", state_dir=Path("/host/srv/state")),
-            "/host/srv/state",
-            "/srv/state/debs",
-        ),
+        ("chroot", "/var/lib/reconciler", "var/lib/reconciler"),
+        ("nsenter", "{root}/srv/state", "srv/state"),
+        ("chroot", "/linked/state", "srv/state"),
+        ("nsenter", "{root}/linked/state", "srv/state"),
     ],
 )
-def test_what_commands_on_the_host_read_lies_where_they_see_it(host: Host, directory: str, word: str) -> None:
-    assert place.shared(host) == Path(directory)
-    assert place.seen(host, place.shared(host) / "debs") == word
+def test_what_commands_on_the_host_read_lies_where_they_see_it(
+    tmp_path: Path, how: Literal["chroot", "nsenter"], state: str, directory: str
+) -> None:
+    """Where a link leads the state directory elsewhere too: as the host means it, and not as this process would."""
+    (tmp_path / "linked").symlink_to("/srv")
+    host = Host(root=tmp_path, exec=how, state_dir=Path(state.format(root=tmp_path)))
+    assert place.shared(host) == tmp_path / directory
+    assert place.seen(host, place.shared(host) / "debs") == f"/{directory}/debs"
+
+
+def test_where_commands_run_directly_the_state_directory_is_what_it_is() -> None:
+    assert place.shared(Host()) == Path("/var/lib/reconciler")
+    assert place.seen(Host(), place.shared(Host()) / "debs") == "/var/lib/reconciler/debs"
 
 
 def test_what_is_outside_cannot_be_shown_to_a_command_on_the_host() -> None:
