@@ -53,6 +53,9 @@ class GroupOsImages:
     def remove(self, key: Key) -> None:
         self._driver.remove(key)
 
+    def tidy(self) -> None:
+        self._driver.tidy()
+
     def resolve(self, artifact: Artifact) -> Pin | None:
         return self._driver.resolve(artifact)
 
@@ -96,6 +99,7 @@ def server_parts(
         wanted = tuple(recorded)
         packages.tidy(wanted)
         containers.tidy(wanted)
+        os_image.tidy()
 
     os_image = GroupOsImages(os_images, group)
     drivers: dict[Kind, Driver] = {"deb": packages, "image": containers, "os-image": os_image}

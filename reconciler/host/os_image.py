@@ -86,6 +86,10 @@ class OsImages:
         """Back to the image before: the next boot, here or on the machines that boot from here, brings it."""
         self._way.rollback()
 
+    def tidy(self) -> None:
+        """Throw away what was fetched and never published: called while no rollout is open."""
+        self._way.tidy()
+
 
 class _Way(Protocol):
     """One way to install an OS image; the methods are `OsImages`'."""
@@ -97,6 +101,7 @@ class _Way(Protocol):
     def remove(self) -> None: ...
     def staged(self, image: OsImage) -> bool: ...
     def rollback(self) -> None: ...
+    def tidy(self) -> None: ...
 
 
 # --- netboot --------------------------------------------------------------------------------------------------------
@@ -199,6 +204,9 @@ class Netboot:
             raise HostError(f"cannot go back to {older.artifact.version} on server {self.host.lrn}: {wrong}")
         place.point(self.host, f"{self.directory}/current", older.artifact.version)
         self.ledger.put(replace(older, found=older.artifact.version, previous=(replace(entry, previous=()),)))
+
+    def tidy(self) -> None:
+        self._clear_incoming()
 
     def _current(self) -> str | None:
         """Where `current` leads, as `<channel>/<version>`; None where it is no such link."""
@@ -377,6 +385,9 @@ class Command:
             self.ledger.put(entry.previous[0])
         else:
             self.ledger.drop(OS_IMAGE)
+
+    def tidy(self) -> None:
+        """Nothing is fetched here."""
 
     def _has(self, hook: str) -> bool:
         return place.status(self.host, f"{HOOKS}/{hook}") is not None

@@ -20,6 +20,17 @@ IMAGE = Image("web", "198.18.0.1:5000/web", "1")
 OS = OsImage("stable", "3139.2.1")
 
 
+def test_what_no_rollout_needs_any_more_is_thrown_away(tmp_path: Path) -> None:
+    """Of each kind. Images have a test of their own: they want a podman."""
+    shelf, incoming = tmp_path / "state/debs/tool", tmp_path / "var/lib/netboot/.incoming"
+    for place in (shelf, incoming):
+        place.mkdir(parents=True)
+    parts = server_parts(Options(), Host(root=tmp_path, state_dir=tmp_path / "state"))
+    parts.hands.tidy([])
+    assert not shelf.exists()
+    assert not incoming.exists()
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="a server's drivers are root's")
 def test_each_kind_of_artifact_is_fetched_through_the_fleets_proxy(tmp_path: Path) -> None:
     """And through another one as soon as the setting says so."""

@@ -116,6 +116,15 @@ def test_nothing_changes_before_apply_and_apply_needs_no_network(boot: Boot, tmp
     assert boot.observed() == SECOND.version
 
 
+def test_what_was_fetched_and_never_published_is_thrown_away(boot: Boot) -> None:
+    boot.install(FIRST)
+    boot.driver.fetch(SECOND, boot.driver.resolve(SECOND))
+    assert (boot.directory / ".incoming").exists()
+    boot.driver.tidy()
+    assert not (boot.directory / ".incoming").exists()
+    assert boot.observed() == FIRST.version
+
+
 def test_apply_without_a_fetch_changes_nothing(boot: Boot) -> None:
     boot.install(FIRST)
     with pytest.raises(HostError, match="fetches them again"):
