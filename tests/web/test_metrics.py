@@ -69,6 +69,7 @@ def test_prometheus_own_linter_accepts_them(state: Published) -> None:
         ("reconciler_lock_slots_free", {"group": "default"}, 1),
         ("reconciler_lock_holders", {"group": "default"}, 1),
         ("reconciler_lock_waiters", {"group": "default"}, 1),
+        ("reconciler_lock_holders_overdue", {"group": "default"}, 1),
         ("reconciler_etcd_requests_total", {"request": "Txn"}, 17),
         ("reconciler_etcd_errors_total", {"code": "UNAVAILABLE"}, 3),
         ("reconciler_loop_errors_total", {"loop": "git", "reason": "Unavailable"}, 2),
