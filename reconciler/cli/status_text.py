@@ -34,6 +34,7 @@ def status_text(status: Status, paint: Paint = plain) -> str:
     if status.servers:
         lines += ["", _servers(status.servers)]
         lines += [paint(line, "yellow") for line in _all_notes(status.servers)]
+        lines += _windows(status.servers)
     for lock in status.locks:
         lines += ["", lock_text(lock)]
     return "\n".join(lines)
@@ -111,9 +112,22 @@ def _condition(server: ServerReport) -> str:
 
 def _waiting(server: ServerReport) -> str:
     if server.waiting == "window" and server.next_window is not None:
-        opening = datetime.fromtimestamp(server.next_window, UTC)
-        return f"its window, {opening:%a %Y-%m-%d %H:%MZ}"
+        return f"its window, {_opening(server.next_window)}"
     return server.waits_for or "-"
+
+
+def _windows(servers: tuple[ServerReport, ...]) -> list[str]:
+    """When each group's window opens next, where no server waits for it: that stands in the table."""
+    opening = {
+        server.group: server.next_window
+        for server in servers
+        if server.next_window is not None and server.waiting != "window"
+    }
+    return [f"  window of group {group} opens next {_opening(at)}" for group, at in sorted(opening.items())]
+
+
+def _opening(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%a %Y-%m-%d %H:%MZ}"
 
 
 def lock_text(lock: LockReport) -> str:

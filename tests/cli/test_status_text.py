@@ -68,6 +68,16 @@ def test_a_reboot_that_is_asked_for_is_said_where_nothing_is_under_way() -> None
     assert asks not in status_text(status(server(0, "running", reboot_required=True, waits_for="its window")))
 
 
+def test_the_next_window_is_said_once_for_its_group() -> None:
+    opens = 1_767_308_400.0  # 2026-01-01T23:00Z
+    said = "  window of group boot opens next Thu 2026-01-01 23:00Z"
+    idle = [server(lrn, "complete", next_window=opens) for lrn in (0, 1)]
+    assert status_text(status(*idle)).splitlines()[-1:] == [said]
+    waiting = replace(server(0, next_window=opens), waiting="window")
+    text = status_text(status(waiting))
+    assert said not in text and "its window, Thu 2026-01-01 23:00Z" in text
+
+
 def test_a_holder_that_is_overdue_is_somebodys_task() -> None:
     holder = Holder("m1", "agent", 1, 5, "b", "reboot")
 
