@@ -16,7 +16,7 @@ from reconciler.core.lead import timestamp
 from reconciler.core.plan import Step
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import ABORTED, Agent, Machine, OpenPhase, Server, ServerStatus, StepRecord, Waiter
-from reconciler.errors import Fenced, HeldBack, ReconcilerError
+from reconciler.errors import Fenced, HeldBack, ReconcilerError, Unavailable
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard
 from reconciler.store.keys import DEFAULT_GROUP, Keys
@@ -240,21 +240,32 @@ class Writing:
 
     def give_slot_back(self, server: Server) -> str:
         """Give the slot back that this server is seen to hold; its lock group, or nothing where it holds none."""
+        lock = RebootLock(self._client, self._keys, server.lock.group if server.lock else DEFAULT_GROUP)
         holder = self._own(server)
-        if holder is None or server.lock is None:
+        if holder is None:
+            self._drop_record(lock, server)
             return ""
-        RebootLock(self._client, self._keys, server.lock.group).release(holder)
-        return server.lock.group
+        lock.release(holder)
+        return lock.group
 
     def turn_back(self, server: Server, steps: tuple[str, ...]) -> None:
         """Give the slot back and forget the steps from `acquire` on, in one transaction; leave the line."""
-        group = server.lock.group if server.lock else DEFAULT_GROUP
+        lock = RebootLock(self._client, self._keys, server.lock.group if server.lock else DEFAULT_GROUP)
         self._leave_line()
-        holder = self._own(server) or Holder(server.machine_id, "agent", server.lrn, mod_revision=-1)
-        also = self._mine.forgetting(steps)
-        RebootLock(self._client, self._keys, group).release(
-            holder, guards=[self._mine.lease_guard], also=also
-        )
+        holder = self._own(server)
+        if holder is None:
+            self._drop_record(lock, server)
+            holder = Holder(server.machine_id, "agent", server.lrn, mod_revision=-1)
+        lock.release(holder, guards=[self._mine.lease_guard], also=self._mine.forgetting(steps))
+
+    def _drop_record(self, lock: RebootLock, server: Server) -> None:
+        """Somebody deleted the document, or took this server out of it: the record that stands alone would keep all others waiting."""
+        if lock.drop_record(Holder(server.machine_id, "agent", server.lrn)):
+            log.warning(
+                "the slot of lock group %s was lost: %s was edited or deleted; its record is dropped",
+                lock.group,
+                lock.key,
+            )
 
     def _own(self, server: Server) -> Holder | None:
         owner = (server.machine_id, "agent", server.lrn)
@@ -295,6 +306,8 @@ class Writing:
                     stop.wait(0.2)
             except ReconcilerError as error:
                 log.debug("waiting in the line of lock group %s: %s", group, error)
+                if not isinstance(error, Unavailable):
+                    self._ring()  # the worker meets the same, and says so
                 stop.wait(1.0)
 
     def _leave_line(self) -> None:

@@ -36,7 +36,9 @@ from reconciler.store.transaction import (
 )
 from reconciler.wire.lock import (
     ReleasedSlot,
+    decode_holder,
     decode_released,
+    decode_semaphore,
     decode_waiter,
     encode_holder,
     encode_released,
@@ -213,6 +215,27 @@ class RebootLock:
             if outcome.made:
                 return True
         raise self._crowded("give back a slot")
+
+    def drop_record(self, holder: Holder) -> bool:
+        """Delete `holder`'s record where the document does not say that it holds a slot: somebody edited or deleted that.
+
+        Whether there was such a record. Raises `Fenced` where the document says so now.
+        """
+        key = self._keys.holder(self.group, holder.machine_id)
+        document, found = self.client.read([one(self.key), one(key)]).items
+        record = decode_holder(found[0].value, key, found[0].mod_revision) if found else None
+        if record is None or record.owner != holder.owner:
+            return False
+        what = f"drop the record of the lost slot of lock group {self.group}"
+        if document and holder.machine_id in decode_semaphore(document[0].value, self.key).holders:
+            raise Fenced(f"cannot {what}: it is held")
+        guards = [
+            Guard(mod_is(self.key, document[0].mod_revision if document else 0), "the semaphore has changed"),
+            Guard(mod_is(key, record.mod_revision), "the holder's record has changed"),
+        ]
+        gone = delete(key)
+        require(what, commit(self.client, guards, [gone], witness=gone))
+        return True
 
     def release_of(
         self, machine_id: str, who: str, why: str, at: str, revision: int | None = None

@@ -13,7 +13,7 @@ from reconciler.store.lock import RebootLock
 from reconciler.store.transaction import delete, one, put
 from tests.conftest import Etcd
 from tests.fleet import fleet
-from tests.fleet.checker import prove
+from tests.fleet.checker import history, prove
 from tests.fleet.cluster import says
 from tests.fleet.fleet import Machine, Servers
 from tests.fleet.test_reboots import group, holders
@@ -90,26 +90,31 @@ def test_promise_3_a_damaged_document_is_never_overwritten_and_the_slot_stays_he
 
 
 def test_promise_3_a_deleted_document_is_not_made_anew_while_a_holders_record_stands(hand: Hand) -> None:
-    """Fault 17: who would take a slot says so and asks; nobody goes down until a person has put it right."""
+    """Fault 17: who would take a slot says so, and does not go down; once the holder is healthy its record goes, and all go on."""
     servers = hand.servers
     servers.gather(2)
-    machine, first = one_stays_down(servers)
-    whole = hand.document
-    assert whole is not None
+    for machine in servers.machines.values():
+        machine.stays_away = True
+    servers.wants_reboot(0, 1)
+    revision = servers.push({"tool": "1.0"}, groups=group(servers))
+    servers.wait("one is down", lambda: down(servers))
+    (holder,) = down(servers)
+    (other,) = (machine for machine in servers.machines.values() if machine is not holder)
     hand.breaks(None)
-    servers.start(machine)
-    servers.wait_for_end(first)
-    servers.wants_reboot(0)
-    revision = servers.push({"tool": "2.0"}, groups=group(servers))
-    other = servers.machines[0]
-    servers.wait("the other one says so", lambda: hand.key in other.log)
+    servers.wait("the other one says so", lambda: f"{hand.key} is missing" in other.log)
     assert not other.reboots and hand.document is None
-    hand.mends(whole)
-    RebootLock(servers.etcd.client, servers.etcd.keys).release_of(
-        machine.machine_id, "admin", "it came back long ago", "2026-01-01T00:00:00Z"
-    )
+    other.stays_away = False
+    servers.start(holder)
     servers.wait_for_end(revision, within=60)
-    assert len(other.reboots) == 1 and holders(servers) == ()
+    assert [len(machine.reboots) for machine in servers.machines.values()] == [1, 1]
+    assert "its record is dropped" in holder.log and holders(servers) == ()
+    keys = servers.etcd.keys
+    record = keys.holder("default", holder.machine_id)
+    changes = history(servers.etcd.client, keys, hand.since)
+    (dropped,) = (change.revision for change in changes if change.keys.get(record, "") is None)
+    took = next(change.revision for change in changes if change.keys.get(hand.key))
+    assert dropped < took, "while it stood, nobody made the document anew"
+    hand.planted.append(range(hand.since, dropped))
 
 
 def test_promise_1_a_counter_that_lies_and_holders_that_are_null_are_taken_as_they_are(hand: Hand) -> None:

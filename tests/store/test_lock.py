@@ -186,6 +186,22 @@ class TestDocumentsOfOthers:
             with pytest.raises(ReconcilerError, match="is missing but there are holders' records"):
                 attempt()
 
+    def test_a_record_that_the_document_does_not_bear_out_is_dropped_by_its_owner_alone(
+        self, etcd: Etcd
+    ) -> None:
+        mine = take(etcd, "m1")
+        with pytest.raises(Fenced, match="it is held"):
+            lock(etcd).drop_record(mine)
+        etcd.client.txn([], [delete(etcd.keys.semaphore("default"))])
+        for other in (holder("m1", "fleetlock"), holder("m1", lrn=2), holder("m2")):
+            assert not lock(etcd).drop_record(other)
+        with pytest.raises(ReconcilerError, match="is missing"):
+            lock(etcd).take(holder("m2"))
+        assert lock(etcd).drop_record(mine)
+        assert not lock(etcd).drop_record(mine)
+        take(etcd, "m2")
+        assert document(etcd)["holders"] == ["m2"]
+
 
 class TestOperators:
     def test_a_release_is_noted(self, etcd: Etcd) -> None:
