@@ -74,6 +74,11 @@ def test_one_that_stays_away_keeps_its_slot_until_a_person_releases_it(servers: 
     )
     for machine in servers.machines.values():
         machine.stays_away = machine is gone
+    servers.wait("its agent has ended", lambda: gone.process is None)
+    # It boots, but its agent cannot start: for the fleet it stays away all the same.
+    gone.arguments = ("--interval", "never")
+    servers.start(gone)
+    assert gone.wait_until_ended() == 64
     stopped = servers.wait("the rollout stops", lambda: rollout(servers, stopped=True))
     assert f"server {gone.lrn}" in stopped.message and "silent in reboot" in stopped.message
     time.sleep(0.5)
