@@ -7,9 +7,7 @@ runs carries labels with its digest and a hash of its definition, so that one lo
 from __future__ import annotations
 
 import contextlib
-import logging
 import platform
-import random
 import shutil
 import tempfile
 import threading
@@ -35,7 +33,7 @@ CREDENTIALS = "/etc/reconciler/registry-auth.json"
 """The host's file with logins for registries, as `podman login --authfile` writes it."""
 
 PULL_LIMIT = 1800.0
-"""Seconds that one image may take to be pulled, with all attempts."""
+"""Seconds that one image may take to be pulled."""
 
 _UNPACKED = 4
 """How much room an image takes while it is pulled, for each byte of its download: the download and what is unpacked."""
@@ -52,7 +50,8 @@ _CONTENT_IS_WRONG = (
     "invalid tar header",
 )
 
-_log = logging.getLogger(__name__)
+# What the host's own registries.conf or policy.json forbids stays forbidden.
+_FORBIDDEN_HERE = ("is blocked in", "source image rejected")
 
 
 class Containers:
@@ -67,8 +66,6 @@ class Containers:
         credentials: str = CREDENTIALS,
         proxy: str | None = None,
         pull_limit: float = PULL_LIMIT,
-        attempts: int = 4,
-        backoff: float = 1.0,
         stop_timeout: int = 10,
         settle: float = 1.0,
     ) -> None:
@@ -78,8 +75,6 @@ class Containers:
         self._credentials = credentials
         self._proxy = proxy
         self._pull_limit = pull_limit
-        self._attempts = attempts
-        self._backoff = backoff
         self._stop_timeout = stop_timeout
         self._settle = settle
         self._pulled = Pulled(host.state_dir / "images.json")
@@ -179,10 +174,10 @@ class Containers:
     # --- fetching -----------------------------------------------------------------------------------------------------
 
     def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:
-        """Pull the image by its digest, if it is not there; tried again with growing pauses where that may help.
+        """Pull the image by its digest, if it is not there.
 
         Raises `Unfetchable` for what is not there or is not what its digest says, `Unavailable` for a registry that
-        cannot be reached or breaks off, `HostError` for a login that does not do and for a full disk.
+        cannot be reached or breaks off, `HostError` for a login that does not do, a full disk, and what this host forbids.
         """
         image = _image(artifact)
         address, digest = self._source(image, pin)
@@ -191,32 +186,18 @@ class Containers:
         if self._stored(source):
             self._pulled.add(source, image)
             return
-        subject = image.key.subject
-        deadline = time.monotonic() + self._pull_limit
-        for attempt in range(1, self._attempts + 1):
-            try:
-                self._pull(image, address, digest, subject, progress, deadline)
-                return
-            except Unavailable as error:
-                pause = self._backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1)  # noqa: S311 - spreads load, no secret
-                if attempt == self._attempts or time.monotonic() + pause > deadline:
-                    raise
-                _log.warning("%s: attempt %d failed, the next in %.1f s: %s", subject, attempt, pause, error)
-                time.sleep(pause)
+        self._pull(image, address, digest, progress)
 
-    def _pull(
-        self, image: Image, address: str, digest: str, subject: str, progress: Progress, deadline: float
-    ) -> None:
+    def _pull(self, image: Image, address: str, digest: str, progress: Progress) -> None:
         registry, source = self._registry(), f"{address}@{digest}"
         size = registry.sizes(address, digest, self._architecture()).download
         runtime = self._runtime()
         credentials = self._credentials if registry.login(address) else None
         place.require_space(self._storage(), size * _UNPACKED, f"image {source}")
         self._pulled.add(source, image)
-        with self._scratch() as scratch, measured(scratch, subject, size, progress):
+        with self._scratch() as scratch, measured(scratch, image.key.subject, size, progress):
             try:
-                left = max(1.0, deadline - time.monotonic())
-                runtime.pull(source, scratch, credentials, self._proxy, left)
+                runtime.pull(source, scratch, credentials, self._proxy, self._pull_limit)
             except ProcessTimeout as error:
                 raise Unavailable(f"cannot pull {source} on server {self._host.lrn}: {error}") from None
             except ProcessFailed as error:
@@ -236,6 +217,8 @@ class Containers:
         said = error.output.lower()
         if "no space left" in said:
             return HostError(f"{what}: its disk is full: {error}")
+        if any(sign in said for sign in _FORBIDDEN_HERE):
+            return HostError(f"{what}: this host does not allow it: {error}")
         if any(sign in said for sign in _CONTENT_IS_WRONG):
             return Unfetchable(
                 f"{what}: what the registry sends is not what the digest names (truncated or damaged): {error}"

@@ -95,7 +95,7 @@ def server(tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch) ->
             monkeypatch.setenv(name, value)
         host = Host(state_dir=tmp_path / "state", lrn=7, hostname="boot-7")
         ledger = Ledger.open(host)
-        containers = Containers(host, ledger, stop_timeout=2, backoff=0.05, settle=0.2)
+        containers = Containers(host, ledger, stop_timeout=2, settle=0.2)
         yield Server(host, containers, ledger, dict(environment), images, free_port())
 
 

@@ -18,12 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.core.artifact import Container, Image, Key
+from reconciler.agent.hands import Did, Hands
+from reconciler.agent.perform.fetch import TRIES, fetch
+from reconciler.core.artifact import Container, Image, Key, reference
+from reconciler.core.change import Change
+from reconciler.core.plan import Plan, Step
+from reconciler.core.state import Server
 from reconciler.errors import HostError, ReconcilerError, Unavailable, Unfetchable
 from reconciler.ground.process import ProcessFailed
 from reconciler.host.containers import Containers
 from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
+from reconciler.host.policy import EVERYTHING
 from reconciler.host.runtime import Podman
 from tests.http_proxy import http_proxy
 from tests.podman import podman, podman_below
@@ -71,8 +77,6 @@ def bench(tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch) -> 
             host,
             Ledger.open(host),
             credentials=str(tmp_path / "auth.json"),
-            attempts=3,
-            backoff=0.05,
             pull_limit=60,
             stop_timeout=1,
             settle=0.2,
@@ -110,18 +114,49 @@ def test_what_a_fault_of_the_registry_means(
     assert bench.containers.observe([image]) == {image.key: pin.digest}
 
 
+def _step(image: Image) -> Step:
+    return Step(
+        "prefetch", image.key, "fetch", change=Change(image.key, "install", None, image, "not_recorded")
+    )
+
+
+def _fetched(bench: Bench, image: Image) -> Did:
+    """What the *fetch* step comes to, with pauses that are short."""
+    ledger, pin = Ledger.open(bench.host), bench.containers.resolve(image)
+    hands = Hands(bench.host, {"image": bench.containers}, bench.containers, ledger, EVERYTHING)
+    server = Server(0, "m", "b", pins={reference(image) or "": pin})
+    return fetch(_step(image), Plan(0, "default", 1), server, hands, pause=0.05)
+
+
 def test_a_fault_that_passes_is_waited_out(bench: Bench) -> None:
     image = bench.image()
-    pin = bench.containers.resolve(image)
-    bench.proxy.fault, bench.proxy.times = "500", 2
-    bench.containers.fetch(image, pin)
+    bench.proxy.fault, bench.proxy.where, bench.proxy.times = "500", "/manifests/sha256:", TRIES - 1
+    _fetched(bench, image)
     assert bench.proxy.times == 0
+
+
+def test_a_fault_that_stays_is_given_up_after_so_many_tries(bench: Bench) -> None:
+    bench.proxy.fault, bench.proxy.where, bench.proxy.times = "500", "/manifests/sha256:", TRIES
+    with pytest.raises(HostError, match=f"answered 500\ngiven up after {TRIES} tries"):
+        _fetched(bench, bench.image())
+    assert bench.proxy.times == 0
+
+
+def test_what_this_host_forbids_is_not_tried_again(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "registries.conf"
+    blocked.write_text(f'[[registry]]\nlocation = "{bench.proxy.repository("web")}"\nblocked = true\n')
+    monkeypatch.setenv("CONTAINERS_REGISTRIES_CONF", str(blocked))
+    with pytest.raises(HostError, match=r"(?s)this host does not allow it.*is blocked"):
+        _fetched(bench, bench.image())
+    assert "try 1" not in caplog.text
 
 
 def test_a_registry_that_hangs_is_given_up_at_the_deadline(bench: Bench, tmp_path: Path) -> None:
     image = bench.image()
     pin = bench.containers.resolve(image)
-    hasty = Containers(bench.host, Ledger.open(bench.host), attempts=1, pull_limit=2)
+    hasty = Containers(bench.host, Ledger.open(bench.host), pull_limit=2)
     bench.proxy.fault = "hang"
     started = time.monotonic()
     with pytest.raises(Unavailable, match="did not end within"):
@@ -255,6 +290,7 @@ import pickle, sys
 from reconciler.host.containers import Containers
 from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
+from reconciler.host.policy import EVERYTHING
 from pathlib import Path
 host = Host(state_dir=Path(sys.argv[1]))
 containers = Containers(host, Ledger.open(host), stop_timeout=1, settle=0.2)

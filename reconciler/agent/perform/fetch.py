@@ -1,4 +1,7 @@
-"""*fetch*: bring all that an artifact's change will need to this server, and check it. Tries again where the failure may pass."""
+"""*fetch*: bring all that an artifact's change will need to this server, and check it. Tries again where the failure may pass.
+
+A download asks again, and goes on where it broke off; that all of it is tried again is said here alone.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,15 @@ from reconciler.errors import HeldBack, HostError, Unavailable
 log = logging.getLogger(__name__)
 
 TRIES = 3
-FIRST_PAUSE = 1.0
+FIRST_PAUSE = 4.0
 """Seconds before the second try; each further pause is twice as long, with jitter."""
 
 
-def fetch(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
+def fetch(step: Step, plan: Plan, server: Server, hands: Hands, pause: float = FIRST_PAUSE) -> Did:
     artifact = step.change.after if step.change else None
     if step.subject is None or artifact is None or isinstance(artifact, Known):
         raise HostError(f"step {step.id} names nothing that could be fetched")
     driver = hands.drivers[step.subject.kind]
-    pause = FIRST_PAUSE
     for attempt in range(1, TRIES + 1):
         try:
             driver.fetch(artifact, pin_of(artifact, server.pins), hands.progress)
