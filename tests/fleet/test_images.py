@@ -1,4 +1,4 @@
-"""Images on whole agents, with a real registry and a podman of each server's own: one content for all. Promise 16; fault 32."""
+"""Images on whole agents, with a real registry and a podman of each server's own: one content for all, or nothing. Promises 11 and 16; fault 32."""
 
 from __future__ import annotations
 
@@ -107,3 +107,28 @@ def test_a_registry_that_is_away_holds_up_only_what_it_is_needed_for(
             servers.wait_for_end(servers.push({"tool": "3.0"}))
             servers.has("tool", "3.0")
             servers.end()
+
+
+def test_one_server_cannot_fetch_an_image_and_nobody_has_changed_anything(
+    servers: Servers, images: Registry, tmp_path: Path
+) -> None:
+    """The two others fetch it, and install nothing of that revision; a fixed one goes through by itself."""
+    images.push("web", "1")
+    blocked = tmp_path / "registries.conf"
+    blocked.write_text(f'[[registry]]\nlocation = "{images.repository("web")}"\nblocked = true\n')
+    with with_podman(servers, 0, 1, 2):
+        poor = servers.machines[2]
+        poor.environment = {**poor.environment, "CONTAINERS_REGISTRIES_CONF": str(blocked)}
+        servers.start()
+        servers.wait_for_registered(0, 1, 2)
+        failed = servers.push({"tool": "1.0"}, sets=[kept(images, "web:1")])
+        stopped = servers.wait_for_stop(failed)
+        assert stopped.stopped_by == "leader" and "server 2" in stopped.message
+        assert "image/web" in stopped.message and "blocked" in stopped.message
+        servers.has_not("tool")
+        assert not any(servers.recorded(lrn) for lrn in servers.machines)
+        begun = [id for steps in servers.view().steps.values() for id in steps]
+        assert begun and all(id.startswith("prefetch:") for id in begun)
+        servers.wait_for_end(servers.push({"tool": "1.0"}))
+        servers.has("tool", "1.0")
+        servers.end()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import time
-from functools import partial
 
 import pytest
 
@@ -35,19 +35,29 @@ def test_the_leader_is_killed_in_each_phase_and_it_ends_as_it_would_have(servers
     """Promise 9; another one leads within TTL + 1 s."""
     servers.gather(5)
     servers.wait_for_end(servers.push({"tool": "0"}))
+    versions = map(str, itertools.count(1))
     for number, phase in enumerate(PHASES, 1):
-        servers.release("tool", str(number))
-        leader = servers.leader()
-        revision = servers.push({"tool": str(number)})
-        servers.wait(f"phase {phase}", partial(reached, servers, revision, number))
-        leader.kill()
-        killed = time.monotonic()
-        other_leader(servers, leader, TTL + 1.0)
-        assert time.monotonic() - killed < TTL + 1.0
-        servers.start(leader)
-        servers.wait_for_end(revision)
-        servers.has("tool", str(number))
-    assert len(servers.etcd.client.read([under(servers.etcd.keys.history)]).items[0]) == 1 + len(PHASES)
+        # A machine that is busy may be too late for a phase of some milliseconds.
+        assert any(killed_in(servers, number, next(versions)) for _ in range(5)), f"never killed in {phase}"
+    rollouts = int(next(versions))
+    assert len(servers.etcd.client.read([under(servers.etcd.keys.history)]).items[0]) == rollouts
+
+
+def killed_in(servers: Servers, number: int, version: str) -> bool:
+    """Kill the leader of a rollout once phase `number` is open, and see it through; whether that phase was open still."""
+    servers.release("tool", version)
+    leader = servers.leader()
+    revision = servers.push({"tool": version})
+    servers.wait(f"phase {number}", lambda: reached(servers, revision, number))
+    leader.kill()
+    killed = time.monotonic()
+    open_then = servers.view().phase
+    other_leader(servers, leader, TTL + 1.0)
+    assert time.monotonic() - killed < TTL + 1.0
+    servers.start(leader)
+    servers.wait_for_end(revision)
+    servers.has("tool", version)
+    return open_then is not None and open_then.phase == number
 
 
 def reached(servers: Servers, revision: str, phase: int) -> bool:
