@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
@@ -80,6 +80,37 @@ def test_every_verb_prints_one_json_document(command: Command, words: str, schem
     document = json.loads(ran.out)
     if schema is not None:
         assert violations(document, schema) == []
+
+
+@pytest.mark.usefixtures("revision")
+def test_watch_shows_the_status_again_when_it_has_changed_and_not_before(command: Command) -> None:
+    """Each time a whole document, until it is interrupted."""
+    words = [sys.executable, "-m", "reconciler", "status", "--watch", "--output", "json"]
+    watching = subprocess.Popen(
+        words, cwd=command.below, env=command.whole_environment({}), stdout=subprocess.PIPE, text=True
+    )
+    assert watching.stdout
+    try:
+        first = _next_document(watching.stdout)
+        assert [server["disabled"] for server in first["servers"]] == [None]
+        # What nobody sees in the status is no reason to show it again.
+        command("config", "set", "check-update-interval", "5m").ok()
+        command("server", "disable", "1", "--reason", "a test").ok()
+        second = _next_document(watching.stdout)
+        assert second["servers"][0]["disabled"]["why"] == "a test"
+        assert second["servers"][0]["waits_for"] == "`reconcile server enable`"
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(10) == 130
+        assert watching.stdout.read() == ""
+    finally:
+        watching.kill()
+        watching.wait()
+
+
+def _next_document(stream: IO[str]) -> Any:
+    """The next document, which stands on one line."""
+    assert select.select([stream], [], [], 20.0)[0], "nothing within 20 s"
+    return json.loads(stream.readline())
 
 
 @pytest.mark.usefixtures("revision")
