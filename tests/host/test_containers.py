@@ -293,11 +293,17 @@ def test_a_container_that_ends_at_once_gives_way_and_says_what_it_said(server: S
 
 def test_a_container_that_cannot_start_gives_way_to_the_one_before(server: Server) -> None:
     server.install(server.web("1"))
-    broken = server.web("2", environment_file="/nowhere/env", args=("x",))
-    pin = server.containers.resolve(broken)
-    server.containers.fetch(broken, pin)
-    with pytest.raises(HostError, match="environmentFile"):
-        server.containers.apply(broken, pin)
+    running = server.podman("ps", "--no-trunc", "--format", "{{.ID}} {{.StartedAt}}")
+    pin = server.containers.resolve(server.web("2"))
+    server.containers.fetch(server.web("2"), pin)
+    for broken, says in (
+        (server.web("2", environment_file="/nowhere/env"), r"/nowhere/env \(environmentFile\) is not there"),
+        (server.web("2", binds=(Bind("data", "/nowhere", "/data"),)), r"/nowhere \(bind data\) is not there"),
+    ):
+        with pytest.raises(HostError, match=says):
+            server.containers.apply(broken, pin)
+    # What is missing is said before the old one is stopped.
+    assert server.podman("ps", "--no-trunc", "--format", "{{.ID}} {{.StartedAt}}") == running
     assert server.answer() == "1"
 
     twisted = server.web("2", binds=(Bind("root", "/etc/hostname", "/"),))
