@@ -79,7 +79,7 @@ class MortalClient(Client):
             assert not (self.has_lost_the_lead and self._is_a_leaders(then)), (
                 f"{name} by one that leads no more"
             )
-            self._note(then)
+            self._enter(then)
         self._fate.point(f"after {name}")
         if self.lose_reply:
             self.lose_reply = False
@@ -131,7 +131,7 @@ class MortalClient(Client):
                     f"{operation.key} is recorded, and the host has {there}"
                 )
 
-    def _note(self, operations: Sequence[Operation]) -> None:
+    def _enter(self, operations: Sequence[Operation]) -> None:
         for operation in operations:
             if isinstance(operation, Put) and operation.key.startswith(self._keys.all_steps):
                 lrn, _, id = operation.key.removeprefix(self._keys.all_steps).partition("/")

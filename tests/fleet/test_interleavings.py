@@ -22,6 +22,7 @@ from reconciler.core.state import (
     ServerGroup,
     StepRecord,
 )
+from reconciler.core.window import Window
 from reconciler.errors import Ambiguous, Fenced, HostError
 from reconciler.store.administration import Administration
 from reconciler.store.client import Client
@@ -375,3 +376,25 @@ def test_what_is_lost_before_verify_fails_the_rollout_where_it_is_its_own(
     assert (rollout.stop, rollout.outcome) == ((True, None) if says else (False, "complete"))
     assert says in rollout.message
     assert ("drift beside the rollout" in caplog.text) == (not says)
+
+
+@pytest.mark.parametrize("ends", ["stop", "window"])
+def test_who_waits_for_a_slot_leaves_the_line_when_its_rollout_stops_or_its_window_closes(
+    fleet: SimulatedFleet, ends: str
+) -> None:
+    RebootLock(fleet.admin, fleet.keys).take(Holder("f" * 32))
+    rules = RebootPolicy(windows=(Window(None, 22, 0, 3600.0),))
+    desired = replace(revision("1", app("2")), groups=(ServerGroup("boot", frozenset({0}), reboot=rules),))
+    administration = gather(fleet, desired, app("1"))
+
+    def line() -> list[int | None]:
+        return [waiter.lrn for waiter in read_locks(fleet.admin, fleet.keys)["default"].waiters]
+
+    run(fleet)
+    assert line() == [0]
+    if ends == "stop":
+        administration.request_stop("ann")
+    else:
+        fleet.places[0].wall += 2 * 3600
+    run(fleet, 12)
+    assert (line(), holders(fleet)) == ([], ["f" * 32])
