@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import struct
@@ -21,6 +22,8 @@ from reconciler.ground import process
 from reconciler.ground.process import Completed, ProcessFailed
 from reconciler.host import place
 from reconciler.host.driver import Host
+
+_log = logging.getLogger(__name__)
 
 DATABASE = "/var/lib/dpkg"
 ENVIRONMENT = {
@@ -244,7 +247,11 @@ class Dpkg:
             return done
 
     def _wait_for_lock(self, deadline: float) -> None:
+        told = False
         while holder := self.holder():
+            if not told:
+                _log.info("waits for dpkg's lock, which %s holds", holder)
+                told = True
             if time.monotonic() >= deadline:
                 raise HeldBack(
                     f"cannot change packages on server {self.host.lrn}: {holder} has held dpkg's lock for more than "

@@ -1,4 +1,4 @@
-"""The power of a host fails, and a commit arrives in the middle of another one's rollout. Promises 3, 8, 9 and 11; faults 3 and 41."""
+"""The power of a host fails, its dpkg is locked, and a commit arrives in the middle of another one's rollout. Promises 3, 8, 9 and 11; faults 3, 25 and 41."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import signal
 from pathlib import Path
 
+from reconciler.host.driver import Host
 from tests.fleet.fleet import Servers
 from tests.fleet.machine import Machine
 from tests.fleet.test_reboots import group, holders
+from tests.host.test_packages import lock_holder
 
 CHANGE = "debs:deb/tool:change"
 
@@ -57,6 +59,23 @@ def test_promise_9_the_power_fails_while_a_dpkg_runs_and_again_with_a_slot_in_ha
     steps = servers.view().steps[1]
     assert steps[CHANGE].attempt == 2 and all(record.state == "done" for record in steps.values())
     assert len(machine.reboots) <= 1 and holders(servers) == ()
+
+
+def test_promise_9_a_dpkg_lock_that_somebody_else_holds_is_waited_for(servers: Servers) -> None:
+    """Fault 25: as an apt that an administrator runs. The step begins, changes nothing and fails nothing, and is done when that has ended."""
+    servers.gather(1)
+    machine = servers.machines[0]
+    holder = lock_holder(Host(machine.root))
+    try:
+        revision = servers.push({"tool": "1.0"})
+        servers.wait("it names who holds it", lambda: f"(process {holder.pid}) holds" in machine.log)
+        assert machine.deb("tool") == "" and not servers.recorded(0)
+    finally:
+        holder.kill()
+        holder.wait()
+    servers.wait_for_end(revision)
+    servers.has("tool", "1.0")
+    assert servers.view().steps[0][CHANGE].attempt == 1
 
 
 def test_promise_8_a_commit_that_arrives_in_the_middle_waits_and_each_is_recorded_as_its_own(
