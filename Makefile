@@ -54,7 +54,7 @@ bench: setup venv ## how fast, beside what people use today: prints a table, wri
 
 .PHONY: soak
 soak: setup venv ## the long tests
-	$(BIN)/python -m pytest -m soak $(SOAK_ARGS)
+	HYPOTHESIS_PROFILE=random $(BIN)/python -m pytest -m soak $(SOAK_ARGS)
 
 .PHONY: mutations
 mutations: setup venv ## break the program on purpose, one way after the other: which test notices each

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import pytest
+from hypothesis import settings
 
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
 from reconciler.store.transaction import delete_under
 from tests.etcd_server import EtcdServer, etcdctl
 from tests.etcd_users import ROOT, Users, make_users
+
+# The same examples at each run: what `make test` finds comes from the change and not by chance. `make soak` looks elsewhere.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("random", derandomize=False, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from reconciler.core.artifact import AptDeb, Artifact, Container, Image, OsImage
@@ -77,6 +77,7 @@ def test_without_trouble_every_revision_is_reached() -> None:
     waves=st.booleans(),
     strategy=st.sampled_from(["etcd-lock", "etcd-lock", "reboot", "off"]),
 )
+@example(seed=23024, events=269, trouble=0.01, failures=0, waves=True, strategy="reboot")
 def test_the_promises_hold_after_every_event(
     seed: int, events: int, trouble: float, failures: int, waves: bool, strategy: Strategy
 ) -> None:
