@@ -295,6 +295,27 @@ def test_images_are_pulled_run_replaced_and_removed(
 
 @pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
 @pytest.mark.usefixtures("podman_environment")
+def test_a_container_that_never_gets_healthy_gives_way_to_the_one_before(
+    command: Command, repository: Repository, etcd: Etcd, images: Registry
+) -> None:
+    for tag in ("1.0", "2.0"):
+        images.push("web", tag)
+    port = free_port()
+    repository.commit(artifacts(images=[web(images, "1.0", port)]))
+    command("--yes").ok()
+    sick = {"tcp": f"127.0.0.1:{free_port()}", "timeout": "1s"}
+    repository.commit(artifacts(images=[web(images, "2.0", port, health=sick)]))
+    ran = command("--yes")
+    assert ran.status == 1
+    assert "the previous version 1.0 was started again" in ran.err
+    assert answer(port) == "1.0"
+    assert recorded(etcd) == {"containers/web": "1.0"}
+    rollout = command("status", "--output", "json").ok().document["rollout"]
+    assert rollout["stopped_by"] == "leader"
+
+
+@pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
+@pytest.mark.usefixtures("podman_environment")
 def test_a_restart_waits_for_its_slot_and_a_pass_does_not(
     command: Command, repository: Repository, etcd: Etcd, images: Registry
 ) -> None:
