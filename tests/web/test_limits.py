@@ -117,7 +117,7 @@ def test_an_answer_that_is_taken_late_but_in_time_arrives_whole() -> None:
     status = published().status
     assert status is not None
     with (
-        serving(Behind(published(status=large(status))), limits=replace(SHORT, response=30.0)) as server,
+        serving(Behind(published(status=large(status))), limits=replace(SHORT, response=120.0)) as server,
         connect(server, b"GET /api/v1/status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n") as client,
     ):
         time.sleep(SHORT.request + 1.0)
