@@ -55,6 +55,8 @@ def test_each_kind_of_event_is_told_once_on_both_channels(servers: Servers, rece
     assert "by ann" in stopped and "the switch is being replaced" in stopped
 
     failing = servers.push({"tool": "3.0"}, scripts=FAILS)
+    # Else the one that was stopped is tried again, and soaks for an hour.
+    servers.wait("the leader has seen it", lambda: servers.view().noted == failing)
     servers.administration.recover("2026-01-01T00:00:00Z")
     servers.wait_for_stop(failing)
     assert "cannot reach the database" in told(servers, receiver, "rollout_failed")
