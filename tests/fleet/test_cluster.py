@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from reconciler.core.state import PHASES
 from reconciler.store.library import etcd_and_grpc
 from reconciler.store.transaction import one
@@ -167,6 +169,7 @@ def raise_alarm(cluster: Cluster) -> None:
         stub.Alarm(request, timeout=5, metadata=metadata)
 
 
+@pytest.mark.soak
 def test_promise_10_history_is_compacted_while_an_agent_hears_nothing(cluster: Cluster) -> None:
     """Fault 13: its watch cannot resume, so it reads anew, and hears what comes after."""
     servers = cluster.servers

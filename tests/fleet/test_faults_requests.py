@@ -8,6 +8,8 @@ from __future__ import annotations
 import signal
 import time
 
+import pytest
+
 from reconciler.core.state import PHASES
 from reconciler.store.transaction import Item, under
 from tests.fleet.cluster import Cluster, begins, completes, gives_slot_back, opens, takes_slot
@@ -55,6 +57,7 @@ def test_promise_12_the_reply_to_each_kind_of_write_is_lost(cluster: Cluster) ->
     done_once(servers, 1)
 
 
+@pytest.mark.soak
 def test_promise_12_requests_that_arrive_when_all_is_over_change_nothing(cluster: Cluster) -> None:
     """Fault 5: each was given up, sent again and decided; then the first one lands."""
     servers = cluster.servers
