@@ -303,8 +303,8 @@ class Packages:
         altered = entry.altered if entry else ()
         if not as_wanted or self._altered_since(deb.key):
             self._refuse_held(deb, packages.get(deb.name), parcel)
-            self._refuse_links_out(deb, parcel)
             self._verify(deb, parcel)
+            self._refuse_links_out(deb, parcel)
             again = _is(packages.get(deb.name), parcel.version)
             # Where the version will not show that it was done, neither may the ledger before it is.
             self._ledger.put(replace(self._entry(deb, parcel, ""), digest="" if again else parcel.digest))

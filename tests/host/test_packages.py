@@ -279,7 +279,7 @@ def test_what_was_damaged_on_this_disk_is_not_installed(
     pin = packages.resolve(deb)
     packages.fetch(deb, pin)
     (file,) = (host.state_dir / "debs/tool").glob("*/*.deb")
-    file.write_bytes(file.read_bytes()[:-1])
+    file.write_bytes(file.read_bytes()[:-2])
     with pytest.raises(HostError, match="damaged since"):
         packages.apply(deb, pin)
     packages.fetch(deb, pin)
