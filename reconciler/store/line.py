@@ -1,7 +1,8 @@
 """The waiting line for a slot of the reboot lock: who waits is let in in the order of asking. Called by the agent and `lock`.
 
-Waiting asks etcd nothing: the first in the line watches the document, everybody else the one before. What a watch tells
-is a hint: whether one's turn has come is compared in the transaction that takes the slot.
+Waiting asks etcd nothing: the first in the line watches the document, everybody else the one before, and whether that one
+gives the slot back at once. What a watch tells is a hint: whether one's turn has come is compared in the transaction that
+takes the slot.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ WAITER_TTL = 30.0
 """Seconds without a sign of life after which a waiter has left the line."""
 
 _LOOKS_AGAIN_AFTER = 20.0
+_SOON = 0.05
+"""Seconds for which the next in the line waits for the one before alone, who has just gone in."""
 _AWAY_PAUSE = 0.5
 _random = random.SystemRandom()
 
@@ -38,7 +41,9 @@ class Line:
         self._lookout = Lookout(lock.client)
         self._session: Session | None = None
         self._is_kept = False
-        self._before: str | None = None
+        self._before: tuple[
+            KeyRange, ...
+        ] = ()  # the watched keys of the one before: its place, and the slot that it took
         self._had_to_wait = False  # then one joins the line at once the next time
 
     def __enter__(self) -> Line:
@@ -139,12 +144,35 @@ class Line:
         before = self._lock.before(waiter, view)
         if before is None:
             return self._wait_for_slot(view, waiter, end, stop)
-        if self._watches_before(before):
+        place = one(before)
+        if place not in self._before:
+            for watched in self._before:
+                self._lookout.drop(watched)
+            self._before = (place,)
+        if self._lookout.watch(place, deletions_only=True):
             return self._lock.look()
-        if self._wait_for(one(before), view, end, stop) is None:
+        left = self._wait_for(place, view.revision, end, stop)
+        if left is None:
             return self._lock.look()
         # Most likely that one was first and has taken a slot.
+        if self._gives_back_soon(left, end, stop):
+            return view.emptied(waiter)
         return self._wait_for_slot(view, waiter, end, stop)
+
+    def _gives_back_soon(self, left: Event, end: float, stop: threading.Event | None) -> bool:
+        """Whether the one before, who has just left the line, was seen to give a slot back at once.
+
+        For two watches that stay while the line is kept, where the document's would tell everybody of everybody's slot.
+        """
+        if not left.item.value:
+            return False
+        slot = one(self._lock.slot_of(left.item))
+        if slot not in self._before:
+            self._before = (*self._before, slot)
+        if self._lookout.watch(slot, deletions_only=True):
+            return False
+        soon = min(end, time.monotonic() + _SOON)
+        return self._wait_for(slot, left.item.mod_revision, soon, stop) is not None
 
     def _wait_for_slot(
         self, view: LockView, waiter: Waiter, end: float, stop: threading.Event | None
@@ -153,24 +181,17 @@ class Line:
         document = one(self._lock.key)
         if self._lookout.watch(document):
             return view.emptied(waiter) if view.mod_revision else self._lock.look()
-        event = self._wait_for(document, view, end, stop)
+        event = self._wait_for(document, view.revision, end, stop)
         if event is None or event.deleted:
             return self._lock.look()
         return view_from_document(event.item, self._lock.group, waiter)
 
-    def _watches_before(self, before: str) -> bool:
-        """Watch the one before, and nobody else; whether that watch is new."""
-        if self._before is not None and self._before != before:
-            self._lookout.drop(one(self._before))
-        self._before = before
-        return self._lookout.watch(one(before), deletions_only=True)
-
     def _wait_for(
-        self, watched: KeyRange, view: LockView, end: float, stop: threading.Event | None
+        self, watched: KeyRange, after: int, end: float, stop: threading.Event | None
     ) -> Event | None:
         # Watches are hints: what one did not tell is found by looking again now and then.
         patience = min(end - time.monotonic(), _LOOKS_AGAIN_AFTER)
-        return self._lookout.wait(watched, view.revision, patience, stop)
+        return self._lookout.wait(watched, after, patience, stop)
 
 
 def _is_over(end: float, stop: threading.Event | None) -> bool:

@@ -22,6 +22,7 @@ from reconciler.store.lock_view import LockView, Refused, Taken, lock_ranges, lo
 from reconciler.store.session import Session
 from reconciler.store.transaction import (
     Delete,
+    Item,
     Operation,
     Put,
     absent,
@@ -29,6 +30,7 @@ from reconciler.store.transaction import (
     delete,
     last_before,
     mod_is,
+    none_older,
     none_under,
     one,
     put,
@@ -145,6 +147,9 @@ class RebootLock:
         ]
         if not view.mod_revision:
             own.append(Guard(none_under(under(self._keys.holders(self.group))), "there are holders' records"))
+        if waiter and view.presumed:
+            earlier = none_older(under(line), waiter.create_revision)
+            own.append(Guard(earlier, "others came before in the line"))
         write = put(key, encode_holder(holder))
         operations = [put(self.key, encode_semaphore(semaphore)), write, *also]
         if waiter:
@@ -187,6 +192,10 @@ class RebootLock:
         line = last_before(self._keys.waiters(self.group), waiter.create_revision)
         (found,) = self.client.read((line,), view.revision).items
         return found[0].key if found else None
+
+    def slot_of(self, place: Item) -> str:
+        """The key of the record that whoever had `place` in the line has while it holds a slot."""
+        return self._keys.holder(self.group, decode_waiter(place.value, place.key, 0).machine_id)
 
     # --- giving back ------------------------------------------------------------------------------------------------
 

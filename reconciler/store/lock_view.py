@@ -37,8 +37,8 @@ class Refused:
 class LockView:
     """One lock group: `first` are the first in the waiting line.
 
-    `fresh`: read by the call that is under way. `guessed`: what one expects and has not read: good enough to try a
-    transaction on, which compares the whole document.
+    `fresh`: read by the call that is under way. `guessed`: the document is what one expects and has not read;
+    `presumed`: so is the place in the line, the first. Both are good enough to try a transaction on, which compares them.
     """
 
     group: str
@@ -49,6 +49,7 @@ class LockView:
     first: tuple[str, ...]
     fresh: bool = True
     guessed: bool = False
+    presumed: bool = False
 
     def record_of(self, machine_id: str) -> Holder | None:
         """The record of a machine that holds a slot. One without a record is an operator's."""
@@ -102,6 +103,7 @@ class LockView:
             first=(waiter.key,),
             fresh=False,
             guessed=True,
+            presumed=True,
         )
 
 
@@ -137,4 +139,4 @@ def view_from_document(document: Item, group: str, waiter: Waiter) -> LockView:
     """What a watch told the first in the line, `waiter`, of the document: good enough to try a transaction on."""
     semaphore = decode_semaphore(document.value, document.key)
     revision = document.mod_revision
-    return LockView(group, revision, semaphore, revision, {}, (waiter.key,), fresh=False)
+    return LockView(group, revision, semaphore, revision, {}, (waiter.key,), fresh=False, presumed=True)

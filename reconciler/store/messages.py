@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from reconciler.store.transaction import Compare, Delete, Get, Item, KeyRange, Operation, Put
+from reconciler.store.transaction import Compare, Delete, Event, Get, Item, KeyRange, Operation, Put
 
 
 def range_request(rpc: Any, keys: KeyRange, revision: int | None, limit: int) -> Any:
@@ -26,7 +26,9 @@ def compare_message(rpc: Any, compare: Compare) -> Any:
     message = rpc.Compare(
         key=_key_bytes(compare.key),
         range_end=b"" if compare.end is None else _key_bytes(compare.end),
-        result=rpc.Compare.EQUAL if compare.result == "equal" else rpc.Compare.LESS,
+        result={"equal": rpc.Compare.EQUAL, "less": rpc.Compare.LESS, "greater": rpc.Compare.GREATER}[
+            compare.result
+        ],
     )
     match compare.target:
         case "mod":
@@ -57,8 +59,14 @@ def watch_request(rpc: Any, keys: KeyRange, revision: int, deletions_only: bool 
         start_revision=revision,
         progress_notify=True,
         filters=[rpc.WatchCreateRequest.NOPUT] if deletions_only else [],
+        prev_kv=deletions_only,
     )
     return rpc.WatchRequest(create_request=create)
+
+
+def event_of(event: Any) -> Event:
+    (item,) = items_of((event.kv,))
+    return Event(event.type == event.DELETE, item._replace(value=item.value or event.prev_kv.value))
 
 
 def _key_bytes(key: str) -> bytes:

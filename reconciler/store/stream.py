@@ -9,7 +9,7 @@ from typing import Any
 
 from reconciler.errors import NoEtcd, Unavailable
 from reconciler.store.library import etcd_and_grpc
-from reconciler.store.messages import items_of, watch_request
+from reconciler.store.messages import event_of, watch_request
 from reconciler.store.transaction import Event, KeyRange
 
 
@@ -125,10 +125,5 @@ class WatchStream:
                 # Nothing of the past has been sent yet: the revision in the header is no place to resume from.
                 yield WatchReply(index, 0)
             else:
-                items = items_of(event.kv for event in reply.events)
-                events = tuple(
-                    Event(event.type == event.DELETE, item)
-                    for event, item in zip(reply.events, items, strict=True)
-                )
-                yield WatchReply(index, reply.header.revision, events)
+                yield WatchReply(index, reply.header.revision, tuple(map(event_of, reply.events)))
         raise NoEtcd("cannot watch etcd: it has ended the stream")

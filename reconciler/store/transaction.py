@@ -70,7 +70,7 @@ class Compare:
     key: str
     target: Literal["mod", "create", "value"]
     operand: int | bytes
-    result: Literal["equal", "less"] = "equal"
+    result: Literal["equal", "less", "greater"] = "equal"
     end: str | None = None
 
     def holds(self, item: Item | None) -> bool:
@@ -78,7 +78,13 @@ class Compare:
         if self.target == "value":
             return item is not None and item.value == self.operand
         revision = 0 if item is None else item.mod_revision if self.target == "mod" else item.create_revision
-        return revision == self.operand if self.result == "equal" else revision < int(self.operand)
+        match self.result:
+            case "equal":
+                return revision == self.operand
+            case "less":
+                return revision < int(self.operand)
+            case "greater":
+                return revision > int(self.operand)
 
 
 def mod_is(key: str, revision: int) -> Compare:
@@ -104,6 +110,11 @@ def value_is(key: str, value: str | bytes) -> Compare:
 def none_under(keys: KeyRange) -> Compare:
     """No key of the range exists."""
     return Compare(keys.key, "create", 0, end=keys.end)
+
+
+def none_older(keys: KeyRange, create_revision: int) -> Compare:
+    """No key of the range was created before etcd revision `create_revision`."""
+    return Compare(keys.key, "create", create_revision - 1, "greater", keys.end)
 
 
 def unchanged_since(keys: KeyRange, revision: int) -> Compare:
@@ -177,7 +188,9 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change that a watch tells. A deletion's item has an empty value, and its etcd revision as `mod_revision`."""
+    """One change that a watch tells. A deletion's item has its etcd revision as `mod_revision`, and as value what the key had
+    last where the watch asks for deletions only (none where history was compacted since): else it is empty.
+    """
 
     deleted: bool
     item: Item

@@ -347,6 +347,34 @@ class TestLine:
             thread.join(30)
         assert order == ["m1", "m3"]
 
+    def test_a_free_slot_is_the_firsts_though_one_in_the_middle_leaves(self, etcd: Etcd) -> None:
+        """Whoever comes after that one expects to be first now, and is not."""
+        mine = take(etcd, "m0")
+        taken: list[Holder] = []
+        slow = lock(etcd)
+        with Session(etcd.client, 30) as first, Session(etcd.client, 30) as second:
+            m1, _ = slow.enqueue(first, holder("m1"))
+            m2, _ = slow.enqueue(second, holder("m2"))
+
+            def wait() -> None:
+                with etcd.new_client() as client:
+                    answer = Line(RebootLock(client, etcd.keys)).acquire(holder("m3"), wait=30)
+                    assert isinstance(answer, Taken)
+                    taken.append(answer.holder)
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            line(etcd, 3)
+            lock(etcd).release(mine)
+            slow.leave(m2)
+            time.sleep(0.3)
+            assert taken == []
+            answer = slow.take(holder("m1"), m1)
+            assert isinstance(answer, Taken)
+            slow.release(answer.holder)
+            thread.join(10)
+        assert [held.machine_id for held in taken] == ["m3"]
+
     def test_waiting_asks_etcd_nothing(self, etcd: Etcd) -> None:
         """Whoever stands in the line is woken by its watch."""
         mine = take(etcd, "m0")
