@@ -478,7 +478,7 @@ def interrupted(server: Server) -> frozenset[Key]:
     """Artifacts that an older rollout began to change and did not end: they are planned though recorded equals desired."""
     current = server.rollout.id if server.rollout else ""
     keys = (
-        Key.of_subject(id.split(":", 2)[1])
+        OS_IMAGE if _effect_of(id) == "reboot" else Key.of_subject(id.split(":", 2)[1])
         for id, record in server.steps.items()
         if record.rollout != current and _left_open(record, server)
     )
@@ -498,6 +498,9 @@ def _left_open(record: StepRecord, server: Server) -> bool:
                 record.id.replace("stop:", "containers:", 1).removesuffix("stop") + "change"
             )
             return not (changed and changed.state == "done" and changed.mod_revision >= record.mod_revision)
+        case "reboot":
+            # It has booted another OS than the recorded one, or none: that one is staged again before the next boot.
+            return record.state == "failed" and bool(record.target) and OS_IMAGE in server.recorded
         case "change" | "stop" | "hook" | "health":
             return record.state != "done"
         case _:

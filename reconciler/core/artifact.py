@@ -137,6 +137,11 @@ class OsImage:
     def version(self) -> str:
         return f"{self.channel}/{self.release}"
 
+    @classmethod
+    def of_version(cls, version: str) -> OsImage:
+        channel, _, release = version.partition("/")
+        return cls(channel, release)
+
 
 @dataclass(frozen=True, slots=True)
 class Known:

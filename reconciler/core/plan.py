@@ -37,7 +37,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one server does, in the order of execution. Equal inputs give equal plans. `reboot` holds the rules of its group."""
+    """What one server does, in the order of execution. Equal inputs give equal plans. `reboot` holds the rules of its group.
+
+    `os` is the version of the OS that a boot of this server has to bring; empty where none is desired, or only one for others.
+    """
 
     lrn: int
     group: str
@@ -45,6 +48,7 @@ class Plan:
     changes: tuple[Change, ...] = ()
     steps: tuple[Step, ...] = ()
     reboot: RebootPolicy = RebootPolicy()
+    os: str = ""
 
     def steps_of(self, phase: str) -> tuple[Step, ...]:
         return tuple(step for step in self.steps if step.phase == phase)
@@ -101,7 +105,8 @@ def make_plan(
         if key not in planned and any(_subject_of(step) == key.subject for step in begun)
     ]
     steps = _steps([*changes, *resumed], begun, group, users or {})
-    return Plan(lrn, group.name, wave, tuple(changes), steps, group.reboot)
+    own = after.get(OS_IMAGE) if group.os_image.driver == "command" else None
+    return Plan(lrn, group.name, wave, tuple(changes), steps, group.reboot, own.version if own else "")
 
 
 def to_look_for(

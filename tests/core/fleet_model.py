@@ -417,6 +417,7 @@ class Model:
         if (lrn, move.rollout, step.id) in self.done_in and not _repeats(step):
             raise Broken(f"server {lrn} does {step.id} again, which was recorded")
         target = step.change.after.version if step.change and step.change.after else ""
+        target = plan.os if step.effect == "reboot" else target
         boot = f"b{self.hosts[lrn].boot}"
         record = StepRecord(
             step.id, move.rollout, "running", boot_id=boot, target=target, mod_revision=self.bump()
@@ -453,19 +454,15 @@ class Model:
                 self.record(lrn, key, change.after, host.has[key])
             else:
                 self.recorded[lrn].pop(key, None)
-        if move.step.effect == "reboot" and (wanted := self.desired_os(plan)):
-            if host.has.get(OS_IMAGE) != wanted.version:
+        if move.step.effect == "reboot" and record.target:
+            if host.has.get(OS_IMAGE) != record.target:
                 self.fail(lrn, record)
                 return
-            self.record(lrn, OS_IMAGE, wanted, wanted.version)
+            self.record(lrn, OS_IMAGE, OsImage.of_version(record.target), record.target)
             host.booted_by_chance = False
         self.steps[lrn][record.id] = replace(record, state="done", mod_revision=self.bump())
         self.done_in[(lrn, record.rollout, record.id)] = self.revision
         self.say(f"{lrn} has done {record.id}")
-
-    def desired_os(self, plan: Plan) -> OsImage | None:
-        change = next((change for change in plan.changes if change.key == OS_IMAGE and change.reboot), None)
-        return change.after if change and isinstance(change.after, OsImage) else None
 
     def record(self, lrn: int, key: Key, artifact: Artifact | Known | None, version: str) -> None:
         detail = Detail(artifact, version, "", "") if artifact and not isinstance(artifact, Known) else None

@@ -69,7 +69,7 @@ ANN = Notice("ann", "mending", "")
 
 
 def wanted(*artifacts: Artifact, rules: RebootPolicy = RULES, os_reboots: bool = True) -> Desired:
-    group = ServerGroup("boot", frozenset({0, 1}), OsDriver(reboot=os_reboots), rules)
+    group = ServerGroup("boot", frozenset({0, 1}), OsDriver("command", reboot=os_reboots), rules)
     return Desired(Revision(ROLLOUT.version), (ArtifactSet(artifacts),), (group,))
 
 
@@ -843,6 +843,29 @@ def test_an_os_that_was_staged_and_never_seen_to_run_is_planned_again(
 ) -> None:
     steps = {id: replace(record, target=target) for id, record in records(STAGED, rollout=rollout).items()}
     assert list(interrupted(server(DEBS, steps, had(*([recorded] if recorded else []))))) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "target", "recorded", "rollout", "expected"),
+    [
+        ("failed", "stable/2", OS2, OLDER, [OS_IMAGE]),
+        ("failed", "stable/2", OS2, THIS, []),
+        ("running", "stable/2", OS2, OLDER, []),
+        ("done", "stable/2", OS2, OLDER, []),
+        ("failed", "", OS2, OLDER, []),  # this server boots no OS of ours
+        ("failed", "stable/2", None, OLDER, []),
+    ],
+)
+def test_an_os_that_a_boot_did_not_bring_is_planned_again(
+    state: str, target: str, recorded: OsImage | None, rollout: str, expected: list[Key]
+) -> None:
+    """It is recorded, and something else runs: without this the next rollout would only boot that once more."""
+    steps = progress("reboot", state, rollout=rollout)
+    steps = {id: replace(record, target=target) for id, record in steps.items()}
+    one = server(OS, steps, had(*([recorded] if recorded else [])))
+    assert list(interrupted(one)) == expected
+    if expected:
+        assert moves(wanted(OS2), one) == "os-image:os-image:change"
 
 
 def test_a_revert_after_staging_stages_the_recorded_os_again_and_boots_it() -> None:

@@ -27,7 +27,7 @@ def revision(
 ) -> Desired:
     window = Window(None, 22, 0, 6 * 3600.0)
     rules = RebootPolicy(strategy, windows=(window,), before=("drain",), after=("undrain",), warn=60)
-    group = ServerGroup("boot", frozenset(range(10)), OsDriver(reboot=True), rules)
+    group = ServerGroup("boot", frozenset(range(10)), OsDriver("command", reboot=True), rules)
     policy = RolloutPolicy(
         waves=(WavePolicy(frozenset({0}), soak=1.0),) if waves else (),
         max_failures=Budget(failures),

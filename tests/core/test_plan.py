@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from reconciler.core.artifact import OS_IMAGE, AptDeb, Artifact, Container, Image, Key, Known, OsImage
@@ -42,7 +44,7 @@ def desired(
     os_reboot: bool = False,
     policy: RolloutPolicy = RolloutPolicy(),
 ) -> Desired:
-    group = ServerGroup("boot", frozenset({0}), OsDriver(reboot=os_reboot), reboot)
+    group = ServerGroup("boot", frozenset({0}), OsDriver("command", reboot=os_reboot), reboot)
     return Desired(Revision("a" * 40), (ArtifactSet(tuple(artifacts)),), (group,), policy)
 
 
@@ -232,6 +234,16 @@ def test_the_os_image_reboots_where_its_group_says_so() -> None:
     for reboot in (True, False):
         plan = make_plan(desired(wanted, os_reboot=reboot), recorded(had), 0)
         assert [(change.key, change.reboot) for change in plan.changes] == [(OS_IMAGE, reboot)]
+
+
+def test_which_os_a_boot_has_to_bring() -> None:
+    """The one that is desired, changed or not; none where only other machines boot what is published here."""
+    wanted = desired(OsImage("stable", "2"), os_reboot=True)
+    for had in ("1", "2"):
+        assert make_plan(wanted, recorded(OsImage("stable", had)), 0).os == "stable/2"
+    assert make_plan(desired(os_reboot=True), recorded(OsImage("stable", "1")), 0).os == ""
+    netboot = replace(wanted, groups=(replace(wanted.groups[0], os_image=OsDriver()),))
+    assert make_plan(netboot, {}, 0).os == ""
 
 
 @pytest.mark.parametrize(

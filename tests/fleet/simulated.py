@@ -200,7 +200,10 @@ class Agent:
         )
 
         def look(group: str) -> Server:
-            return read_server(self.client, keys, place.lrn, machine, place.boot_id, group)
+            asks = place.asks_for_reboot
+            return read_server(
+                self.client, keys, place.lrn, machine, place.boot_id, group, reboot_required=asks
+            )
 
         looks = itertools.count()
 

@@ -65,6 +65,10 @@ class Place:
     fetched: set[tuple[Key, str]] = field(default_factory=set)
     stopped: set[Key] = field(default_factory=set)
     staged: str | None = None
+    falls_back_to: str | None = None
+    """The OS that the next boot brings, whatever was staged or ran."""
+    asks_for_reboot: bool = False
+    """Its sentinel is there."""
     boot_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     boots: int = 0
     entered: list[str] = field(default_factory=list)
@@ -88,8 +92,10 @@ class Place:
         self.boots += 1
         self.boot_id = str(uuid.uuid4())
         self.stopped.clear()
-        if self.staged is not None:
-            self.has[OS_IMAGE], self.staged = self.staged, None
+        self.asks_for_reboot = False
+        if self.staged is not None or self.falls_back_to is not None:
+            self.has[OS_IMAGE] = self.falls_back_to or self.staged or ""
+            self.staged = self.falls_back_to = None
 
     def note(self, what: str, key: Key) -> None:
         self.journal.append(Entry(self.lrn, what, key.subject))

@@ -355,7 +355,7 @@ def test_what_is_lost_before_verify_fails_the_rollout_where_it_is_its_own(
     """What it has changed, and after its reboot each container; other drift is logged, and is the drift check's."""
     beside = (deb("v1", "other"), app("1"), KEPT)
     new, old = [[OsImage("stable", version)] if reboots else [] for version in "21"]
-    groups = (ServerGroup("boot", frozenset({0}), OsDriver(reboot=True)),)
+    groups = (ServerGroup("boot", frozenset({0}), OsDriver("command", reboot=True)),)
     desired = replace(revision("1", deb("v2"), *new, *beside), groups=groups)
     gather(fleet, desired, deb("v1"), *old, *beside)
     place, is_lost = fleet.places[0], False

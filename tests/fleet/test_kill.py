@@ -44,7 +44,7 @@ NEW: tuple[Artifact, ...] = (deb("v2"), rolling("2"), stopped("2"), OsImage("sta
 BOOT = ServerGroup(
     "boot",
     frozenset({0}),
-    OsDriver(reboot=True),
+    OsDriver("command", reboot=True),
     RebootPolicy(lock_group="rack", before=("drain",), after=("undrain",)),
 )
 REVISION = Desired(

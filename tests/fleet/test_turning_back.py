@@ -21,7 +21,7 @@ DAY = 86400.0
 
 
 def desired(rules: RebootPolicy) -> Desired:
-    group = ServerGroup("boot", frozenset({0}), OsDriver(reboot=True), rules)
+    group = ServerGroup("boot", frozenset({0}), OsDriver("command", reboot=True), rules)
     return Desired(Revision("2" * 40), (ArtifactSet(NEW),), (group,))
 
 
@@ -45,7 +45,8 @@ class Story:
     @property
     def complete(self) -> bool:
         rollout = read_fleet(self.etcd.client, self.etcd.keys).rollout
-        return bool(rollout and rollout.outcome == "complete")
+        newest = self.fleet.revisions[-1].revision.id
+        return bool(rollout and (rollout.version, rollout.outcome) == (newest, "complete"))
 
     @property
     def hooks(self) -> list[str]:
@@ -66,9 +67,9 @@ class Story:
     def two_hours_pass(self) -> None:
         self.place.wall += 2 * 3600
 
-    def push(self) -> None:
+    def push(self, revision: str = "3" * 40) -> None:
         """A newer revision, of the same artifacts."""
-        newer = replace(self.fleet.revisions[-1], revision=Revision("3" * 40))
+        newer = replace(self.fleet.revisions[-1], revision=Revision(revision))
         self.fleet.revisions.append(newer)
         self.fleet.agents[0].follower.push(newer)
 

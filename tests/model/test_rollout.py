@@ -40,7 +40,7 @@ def _image(tag: str) -> Image:
 IMAGES = (_image("1"), Desired(Revision("new"), (ArtifactSet((_image("2"),)),)))
 """A container that is restarted under the fleet's one slot."""
 
-_BOOTS = ServerGroup("boot", frozenset(range(9)), OsDriver(reboot=True))
+_BOOTS = ServerGroup("boot", frozenset(range(9)), OsDriver("command", reboot=True))
 SYSTEMS = (
     OsImage("stable", "1"),
     Desired(Revision("new"), (ArtifactSet((OsImage("stable", "2"),)),), (_BOOTS,)),

@@ -1,7 +1,7 @@
 """Performs one step: says it in etcd (fenced), does it, records what the host shows. One file a kind of step.
 
-No file here reads a rollout's state or compares a time: whether a step may begin was `advance`'s to decide, and the
-fence's to confirm.
+No file here reads a rollout's state or compares a time (`tests/agent/test_perform.py`): whether a step may begin was
+`advance`'s to decide, and the fence's to confirm.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def perform(move: Perform, plan: Plan, server: Server, hands: Hands, writing: Wr
         record = writing.begin(step, move, server, _target(step, plan, server, writing))
         log.info("begins %s", step.id, extra=_fields(server, step, move.rollout))
     try:
-        did = after_boot(plan, server, hands) if booted else _effect(move, plan, server, hands, writing)
+        did = after_boot(record, server, hands) if booted else _effect(move, plan, server, hands, writing)
     except HeldBack as error:
         return LeftOff(step, str(error), isinstance(error, Queued))
     except (HostError, Unavailable) as error:
@@ -159,6 +159,8 @@ def _as_wanted(step: Step, server: Server, hands: Hands) -> Did | None:
 
 def _target(step: Step, plan: Plan, server: Server, writing: Writing) -> str:
     """What the record says that the step is to bring about: a version, or a slot of which lock group; nothing where it is there."""
+    if step.effect == "reboot":
+        return plan.os
     if step.effect == "acquire":
         return writing.slot_group(server, plan.reboot.lock_group)
     artifact = step.change.after if step.change else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from reconciler.agent.hands import Did, Hands, pin_of
+from reconciler.agent.hands import Did, Hands
 from reconciler.agent.perform.change import installed
 from reconciler.core.artifact import OS_IMAGE, OsImage
 from reconciler.core.duration import format_duration
@@ -29,16 +29,18 @@ def reboot(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
     )
 
 
-def after_boot(plan: Plan, server: Server, hands: Hands) -> Did:
-    """Look at the OS that runs now. Raises `HostError` where it is not the one that was staged."""
-    change = next((change for change in plan.changes if change.key == OS_IMAGE and change.reboot), None)
-    artifact = change.after if change else None
-    if not isinstance(artifact, OsImage):
+def after_boot(record: StepRecord, server: Server, hands: Hands) -> Did:
+    """Look at the OS that runs now. Raises `HostError` where it is not the one that was to run when the reboot was begun.
+
+    By the record and not by the plan: whoever asked for the reboot, and whatever has become of the desired state since.
+    """
+    if not record.target:
         return Did()
-    target = hands.drivers["os-image"].target(artifact, pin_of(artifact, server.pins))
-    found = hands.look([artifact]).get(OS_IMAGE)
-    if found is None or found != target:
-        raise HostError(
-            f"server {server.lrn} has booted {found or 'an unknown OS'} and not {target or artifact.version}"
-        )
-    return Did(found, (installed(artifact, found, server, hands),))
+    wanted = OsImage.of_version(record.target)
+    found = hands.look([wanted]).get(OS_IMAGE)
+    if found != wanted.version:
+        raise HostError(f"server {server.lrn} has booted {found or 'an unknown OS'} and not {wanted.version}")
+    before = server.recorded.get(OS_IMAGE)
+    if before is not None and before.version == found:
+        return Did(found)
+    return Did(found, (installed(wanted, found, server, hands),))
