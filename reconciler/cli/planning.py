@@ -60,7 +60,7 @@ class Planned:
         """The plan's JSON; `digest` in it is what `--expect` names."""
         from reconciler.wire.plan import plan_json
 
-        return plan_json(self.plans, self.desired, self.fleet.etcd_revision)
+        return plan_json(self.plans, self.desired, self.fleet.etcd_revision, self.asks_for_reboot)
 
 
 def planned(options: Options, asked: Asked) -> Planned:

@@ -19,8 +19,10 @@ from reconciler.wire.artifact import artifact_json
 FORMAT_VERSION = 1
 
 
-def plan_json(plans: Iterable[Plan], desired: Desired, etcd_revision: int) -> dict[str, Any]:
-    """The plans of some servers, by number, with summary and digest."""
+def plan_json(
+    plans: Iterable[Plan], desired: Desired, etcd_revision: int, reboot_required: str | None = None
+) -> dict[str, Any]:
+    """The plans of some servers, by number, with summary and digest. `reboot_required`: the file by which their host asks for a reboot."""
     ordered = sorted(plans, key=lambda plan: plan.lrn)
     writer = _Writer()
     servers = [writer.server(plan) for plan in ordered]
@@ -35,7 +37,8 @@ def plan_json(plans: Iterable[Plan], desired: Desired, etcd_revision: int) -> di
             "signer": revision.signer,
         },
         "etcd_revision": etcd_revision,
-        "digest": _digest(revision.id, summary, servers),
+        "digest": _digest(revision.id, reboot_required, summary, servers),
+        "reboot_required": reboot_required,
         "summary": summary,
         "servers": servers,
     }
@@ -126,17 +129,25 @@ def _keys(desired: Desired, group: str) -> set[tuple[str, str]]:
     }
 
 
-def _digest(revision: str, summary: dict[str, int], servers: Sequence[dict[str, Any]]) -> str:
+def _digest(
+    revision: str, reboot_required: str | None, summary: dict[str, int], servers: Sequence[dict[str, Any]]
+) -> str:
     """SHA-256 of the canonical JSON without what says where it came from: `etcd_revision`, `repo`, `ref` and `signer`."""
     digest = hashlib.sha256()
-    for part in _canonical(revision, summary, servers):
+    for part in _canonical(revision, reboot_required, summary, servers):
         digest.update(part.encode())
     return f"sha256:{digest.hexdigest()}"
 
 
-def _canonical(revision: str, summary: dict[str, int], servers: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _canonical(
+    revision: str, reboot_required: str | None, summary: dict[str, int], servers: Sequence[dict[str, Any]]
+) -> Iterator[str]:
     """The canonical text in parts, so that a fleet's plan is never one string in memory."""
-    head = {"desired": {"revision": revision}, "format_version": FORMAT_VERSION}
+    head = {
+        "desired": {"revision": revision},
+        "format_version": FORMAT_VERSION,
+        "reboot_required": reboot_required,
+    }
     yield _text(head)[:-1] + ',"servers":['
     for index, server in enumerate(servers):
         yield ("," if index else "") + _text(server)

@@ -47,7 +47,7 @@ def test_the_form_is_the_schemas() -> None:
     document = plan_json(plans(), DESIRED, 88123)
     assert not violations(document, "plan")
     assert violations({**document, "more": 1}, "plan") == [
-        "more: this field is not known; known here: desired, digest, etcd_revision, format_version, servers, summary"
+        "more: this field is not known; known here: desired, digest, etcd_revision, format_version, reboot_required, servers, summary"
     ]
 
 
@@ -118,7 +118,7 @@ def without_place(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_digest_is_that_of_the_canonical_json_without_where_it_came_from() -> None:
-    document = plan_json(plans(), DESIRED, 88123)
+    document = plan_json(plans(), DESIRED, 88123, "/run/reboot-required")
     canonical = json.dumps(without_place(document), sort_keys=True, separators=(",", ":"))
     assert document["digest"] == f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"
 
@@ -130,6 +130,7 @@ def test_where_it_came_from_changes_no_digest_and_what_is_done_does() -> None:
     later = replace(DESIRED, revision=Revision("3c4d", "/srv/fleet.git", "main", "ops"))
     assert plan_json(plans(), later, 1)["digest"] != digest
     assert plan_json(plans()[:2], DESIRED, 1)["digest"] != digest
+    assert plan_json(plans(), DESIRED, 1, "/run/reboot-required")["digest"] != digest
 
 
 def test_equal_inputs_give_equal_bytes() -> None:
