@@ -72,7 +72,8 @@ def acquire(call: Call, group: str, machine_id: str | None, wait: str | None, re
     options = call.options
     seconds = _seconds(wait)
     machine = _machine(options, machine_id)
-    holder = Holder(machine, "operator", None, int(time.time()), "", reason or f"acquired by {compose.who()}")
+    reason = reason or f"acquired by {compose.who()}"
+    holder = Holder(machine, "operator", None, int(time.time()), _boot(options, machine_id), reason)
     with compose.store_to_write(options) as store:
         answer = Line(RebootLock(store.client, store.keys, group)).acquire(holder, seconds)
     if isinstance(answer, Refused):
@@ -172,6 +173,16 @@ def _machine(options: Options, given: str | None) -> str:
     from reconciler.host.reboot import machine_id
 
     return machine_id(host(options))
+
+
+def _boot(options: Options, given: str | None) -> str:
+    """The boot that this host is in; another machine's is not known here."""
+    if given is not None:
+        return ""
+    from reconciler.cli.parts import host
+    from reconciler.host.reboot import boot_id
+
+    return boot_id(host(options))
 
 
 def _seconds(wait: str | None) -> float:

@@ -19,6 +19,7 @@ import pytest
 from reconciler.cli.options import TABLE
 from reconciler.cli.program import VERBS
 from reconciler.core.semaphore import Holder
+from reconciler.host.driver import Host
 from reconciler.store.lock import RebootLock
 from reconciler.wire.schema import violations
 from tests.cli.command import Command
@@ -313,7 +314,7 @@ def test_the_lock_by_hand_is_said_as_locksmithctl_says_it(command: Command, etcd
     assert command("lock", "acquire", "--machine-id", "a" * 32).ok().out.endswith(" held a slot already.\n")
     listed = f"MACHINE ID\n{'a' * 32}\n{'d' * 32}\n"
     assert command("lock", "status").ok().out == f"Available: 0\nMax: 2\n\n{listed}"
-    full = command("lock", "acquire", "--machine-id", "c" * 32, "--wait", "1s")
+    full = command("lock", "acquire", "--machine-id", "c" * 32, "--wait", "100ms")
     assert (full.status, full.out) == (3, "") and "max 2" in full.err
     document = command("lock", "status", "--output", "json").ok().document
     (told,) = [held for held in document["holders"] if held["machine_id"] == agents.machine_id]
@@ -321,6 +322,26 @@ def test_the_lock_by_hand_is_said_as_locksmithctl_says_it(command: Command, etcd
     assert told["age"] > 0
     released = command("lock", "release", "--machine-id", agents.machine_id).ok().out
     assert released == f"Released server 3's (agent) slot of machine {agents.machine_id}: reboot.\n"
+
+
+@pytest.mark.usefixtures("revision")
+def test_a_slot_taken_by_hand_notes_the_boot_that_its_host_is_in(
+    command: Command, etcd: Etcd, host: Host
+) -> None:
+    lock = RebootLock(etcd.client, etcd.keys)
+    lock.set_max(2)
+    command("lock", "acquire", "--reason", "maintenance").ok()
+    command("lock", "acquire", "--machine-id", "a" * 32).ok()
+    mine = lock.holder_of((host.root / "etc/machine-id").read_text().strip())
+    boot = (host.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    assert mine and (mine.source, mine.lrn, mine.boot_id, mine.reason) == (
+        "operator",
+        None,
+        boot,
+        "maintenance",
+    )
+    others = lock.holder_of("a" * 32)
+    assert others and others.boot_id == "", "another machine's is not known here"
 
 
 @pytest.mark.usefixtures("revision")
@@ -349,6 +370,7 @@ def test_a_plan_for_this_host_says_that_a_reboot_is_asked_for(command: Command, 
     sentinel = "/run/asks-for-reboot"
     asked = ("--dry-run", "--reboot-required-file", sentinel)
     assert "Reboot required" not in command(*asked).ok().out
+    before = command(*asked, "--output", "json").ok().document
     (tmp_path / "root/run").mkdir(parents=True, exist_ok=True)
     (tmp_path / f"root{sentinel}").touch()
     text = command(*asked).ok().out.splitlines()[-1]
@@ -358,6 +380,9 @@ def test_a_plan_for_this_host_says_that_a_reboot_is_asked_for(command: Command, 
     assert "Reboot required" not in command(*asked, "--server", "1").ok().out, (
         "another server's is not known here"
     )
+    after = command(*asked, "--output", "json").ok().document
+    assert (before["reboot_required"], after["reboot_required"]) == (None, sentinel)
+    assert violations(after, "plan") == [] and before["digest"] != after["digest"], "what --expect names"
 
 
 @pytest.mark.usefixtures("revision")
