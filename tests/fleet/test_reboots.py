@@ -5,6 +5,7 @@ Promises 1, 3, 4 and 5. After each test the checker reads the lock's whole histo
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from reconciler.core.state import ABORTED, Rollout
 from reconciler.store.lock import RebootLock
 from reconciler.store.lock_view import Taken
 from tests.fleet.checker import history, most_down
-from tests.fleet.fleet import Servers
+from tests.fleet.fleet import Machine, Servers
 
 HOOKS = {"before": ["drain"], "after": ["undrain"]}
 
@@ -187,28 +188,49 @@ def test_a_leader_that_reboots_hands_over_and_comes_back(servers: Servers) -> No
     assert [len(machine.reboots) for machine in servers.machines.values()] == [2, 2, 2]
 
 
-@pytest.mark.soak
-def test_the_window_closes_during_a_before_hook(servers: Servers) -> None:
-    """`after` has run, the slot is given back, no reboot; the server waits for the window. A window is no shorter than a minute."""
-    servers.gather(2)
+@pytest.mark.parametrize("during", ["a before hook", "the warning"])
+def test_the_window_closes_before_the_reboot(servers: Servers, during: str) -> None:
+    """`after` has run where `before` began, the slot is given back, no reboot; the server waits for the window."""
+    machine = servers.add(0)
+    clock = with_a_clock(machine)
+    servers.start()
+    servers.wait_for_registered(0)
     servers.wants_reboot(0)
-    machine = servers.machines[0]
-    if time.gmtime().tm_sec > 30:
-        servers.wait("another minute begins", lambda: time.gmtime().tm_sec <= 30, 40)
-    start = int(time.time()) // 60 * 60
-    window = {"start": time.strftime("%H:%M", time.gmtime(start)), "length": "1m"}
-    groups = group(servers, windows=[window])
-    machine.hook(
-        "drain",
-        f"echo drain >> {machine.directory}/hooks\nwhile [ $(date +%s) -lt {start + 62} ]; do sleep 0.2; done",
-    )
+    half_an_hour_ago = time.strftime("%H:%M", time.gmtime(time.time() - 1800))
+    rules: dict[str, Any] = {"windows": [{"start": half_an_hour_ago, "length": "1h"}]}
+    groups = group(servers, **rules)
+    if during == "a before hook":
+        machine.hook("drain", f"echo drain >> {machine.directory}/hooks\necho 7200 > {clock}")
+    else:
+        groups = group(servers, **rules, before=[], warn="1s")
+        # Who is asked for who is logged in, says nobody: two hours later.
+        (machine.directory / "bin/who").write_text(f"#!/bin/sh\necho 7200 > {clock}\n")
+        (machine.directory / "bin/who").chmod(0o755)
     servers.push({"tool": "1.0"}, groups=groups)
-    servers.wait("it has its slot and is drained", lambda: hooks(machine.directory) == ["drain"], 30)
-    assert holders(servers) == (machine.machine_id,)
-    servers.wait("it turns back", lambda: hooks(machine.directory) == ["drain", "undrain"], 70)
-    servers.wait("the slot is given back", lambda: not holders(servers))
     servers.wait(
         "it waits for the window",
         lambda: (status := servers.view().statuses.get(0)) and status.waiting == "window",
     )
+    keys = servers.etcd.keys
+    changed = {
+        key for change in history(servers.etcd.client, keys, servers.etcd.since) for key in change.keys
+    }
+    assert keys.holder("default", machine.machine_id) in changed, "it has had its slot"
+    assert holders(servers) == () and not servers.view().steps.get(0, {}).keys() & {"reboot:host:reboot"}
+    assert hooks(machine.directory) == (["drain", "undrain"] if during == "a before hook" else [])
     assert machine.reboots == []
+
+
+def with_a_clock(machine: Machine) -> Path:
+    """A file with the seconds by which the wall clock that its agent sees goes ahead; programs of its own come from `bin`."""
+    programs, clock = machine.directory / "bin", machine.directory / "ahead"
+    programs.mkdir()
+    clock.write_text("0\n")
+    # Python imports this before anything of ours.
+    (programs / "sitecustomize.py").write_text(
+        "import pathlib, time\n"
+        f"real, ahead = time.time, pathlib.Path({str(clock)!r})\n"
+        "time.time = lambda: real() + float(ahead.read_text() or 0)\n"
+    )
+    machine.environment = {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": str(programs)}
+    return clock
