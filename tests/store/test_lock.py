@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,12 +10,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from reconciler.core.semaphore import Holder, Source
-from reconciler.errors import Corrupt, Fenced, HeldBack, ReconcilerError
+from reconciler.errors import Corrupt, Fenced, HeldBack, ReconcilerError, Unavailable
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.commit import Guard
 from reconciler.store.keys import Keys
@@ -22,7 +24,17 @@ from reconciler.store.line import Line
 from reconciler.store.lock import RebootLock, read_released
 from reconciler.store.lock_view import Refused, Taken
 from reconciler.store.session import Session
-from reconciler.store.transaction import absent, delete, one, put, under
+from reconciler.store.transaction import (
+    Compare,
+    Operation,
+    Put,
+    Reply,
+    absent,
+    delete,
+    one,
+    put,
+    under,
+)
 from reconciler.store.view import read_locks
 from tests.conftest import Etcd
 from tests.etcd_server import etcdctl
@@ -554,6 +566,48 @@ def test_many_threads_on_one_slot_are_never_two(etcd: Etcd) -> None:
     for revision in range(first.revision, last + 1):
         (found,) = etcd.client.read([one(etcd.keys.semaphore("default"))], revision).items
         assert len(json.loads(found[0].value)["holders"]) <= 1
+
+
+class Crowd(Client):
+    """Somebody else changes the document before each of our writes."""
+
+    def __init__(self, etcd: Etcd) -> None:
+        super().__init__(etcd.options())
+        self._key, self.refused = etcd.keys.semaphore("default"), 0
+
+    def txn(
+        self, compares: Sequence[Compare], then: Sequence[Operation], otherwise: Sequence[Operation] = ()
+    ) -> Reply:
+        if any(isinstance(operation, Put) for operation in then):
+            ((found,),) = self.read([one(self._key)]).items
+            super().txn([], [put(self._key, found.value)])
+            self.refused += 1
+        return super().txn(compares, then, otherwise)
+
+
+def test_a_document_that_others_change_all_the_time_is_given_up_after_the_patience(etcd: Etcd) -> None:
+    """It says which, for how long it was tried, and nothing has changed."""
+    mine = take(etcd, "m1")
+    lock(etcd).set_max(2)
+    before = document(etcd)
+    with contextlib.closing(Crowd(etcd)) as client:
+        crowded = RebootLock(client, etcd.keys, patience=0.1)
+        for what, attempt in (
+            ("take a slot", lambda: crowded.take(holder("m2"))),
+            ("give back a slot", lambda: crowded.release(mine)),
+            ("release a slot", lambda: crowded.release_of("m1", "ann", "stuck", LATER)),
+            ("set the maximum", lambda: crowded.set_max(3)),
+        ):
+            tried = client.refused
+            with pytest.raises(Unavailable) as raised:
+                attempt()
+            assert str(raised.value) == (
+                f"cannot {what} of lock group default: others changed {etcd.keys.semaphore('default')} "
+                "all the time for 0.1 s; try again"
+            )
+            assert client.refused - tried >= 2, "it was tried again"
+    assert document(etcd) == before and lock(etcd).holder_of("m1") == mine
+    assert read_released(etcd.client, etcd.keys) == ()
 
 
 def test_answers_that_are_lost_take_and_free_once(etcd: Etcd) -> None:
