@@ -17,6 +17,7 @@ from reconciler.agent.notify import Event, Notifier
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.resolve import Resolver, resolve
 from reconciler.core.artifact import Kind
+from reconciler.core.duration import timestamp
 from reconciler.core.lead import (
     Finish,
     LeaveOut,
@@ -27,7 +28,6 @@ from reconciler.core.lead import (
     Stop,
     Wait,
     lead,
-    timestamp,
     watch,
 )
 from reconciler.core.pins import wanted_pins

@@ -34,7 +34,7 @@ from reconciler.core.advance import (
 )
 from reconciler.core.artifact import Key
 from reconciler.core.change import Change
-from reconciler.core.lead import timestamp
+from reconciler.core.duration import timestamp
 from reconciler.core.plan import Plan, make_bare_plan, make_plan, make_repair, to_look_for
 from reconciler.core.state import (
     ABORTED,

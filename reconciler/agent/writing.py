@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from reconciler.agent.hands import Did
 from reconciler.core.advance import Perform
-from reconciler.core.lead import timestamp
+from reconciler.core.duration import timestamp
 from reconciler.core.plan import Step
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import ABORTED, Agent, Machine, OpenPhase, Server, ServerStatus, StepRecord, Waiter

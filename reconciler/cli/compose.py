@@ -251,7 +251,7 @@ def now() -> Now:
 
 def timestamp() -> str:
     """Now, as etcd's documents have it."""
-    from reconciler.core.lead import timestamp as as_text
+    from reconciler.core.duration import timestamp as as_text
 
     return as_text(time.time())
 

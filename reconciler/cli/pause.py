@@ -10,8 +10,7 @@ import click
 from reconciler.cli import compose
 from reconciler.cli.program import Call, Verb
 from reconciler.cli.status_text import moment
-from reconciler.core.duration import parse_duration
-from reconciler.core.lead import timestamp
+from reconciler.core.duration import parse_duration, timestamp
 from reconciler.core.state import Notice
 from reconciler.errors import UsageError
 

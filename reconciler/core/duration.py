@@ -1,8 +1,9 @@
-"""Durations as people write them: `1h30m`, `10m`, `500ms`. Pure; used by `wire`, the command line and windows."""
+"""Durations as people write them (`1h30m`, `10m`, `500ms`), and moments as they are recorded. Pure; used by every room."""
 
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 
 _NANOSECONDS = {
@@ -65,6 +66,12 @@ def format_duration(seconds: float) -> str:
         + (f"{minutes}m" if minutes else "")
         + (_decimal(rest, "s") if rest else "")
     )
+
+
+def timestamp(wall: float) -> str:
+    """Unix seconds as RFC 3339 in UTC with nine digits of nanoseconds, so that texts sort as times do."""
+    seconds, micros = divmod(round(wall * 1_000_000), 1_000_000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}000Z"
 
 
 def _decimal(nanoseconds: int, unit: str) -> str:

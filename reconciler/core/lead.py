@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from reconciler.core.advance import interrupted
 from reconciler.core.difference import difference
+from reconciler.core.duration import timestamp
 from reconciler.core.schedule import may_open, next_time
 from reconciler.core.state import (
     ABORTED,
@@ -384,12 +385,6 @@ def waves_of(desired: Desired, servers: tuple[int, ...]) -> tuple[Wave, ...]:
         waves.append(Wave(chosen, policy.soak, desired.policy.max_failures.of(len(chosen))))
     waves.append(Wave(tuple(rest), 0.0, desired.policy.max_failures.of(len(rest))))
     return tuple(wave for wave in waves if wave.servers)
-
-
-def timestamp(wall: float) -> str:
-    """Unix seconds as RFC 3339 in UTC with nine digits of nanoseconds, so that texts sort as times do."""
-    seconds, micros = divmod(round(wall * 1_000_000), 1_000_000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{micros:06d}000Z"
 
 
 def _over(until: str | None, now: Now) -> bool:

@@ -8,6 +8,7 @@ from typing import assert_never
 import pytest
 
 from reconciler.core.artifact import AptDeb, Artifact
+from reconciler.core.duration import timestamp
 from reconciler.core.lead import (
     Finish,
     LeaveOut,
@@ -19,7 +20,6 @@ from reconciler.core.lead import (
     Wait,
     lead,
     participants,
-    timestamp,
     watch,
     waves_of,
 )

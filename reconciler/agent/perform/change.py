@@ -5,7 +5,7 @@ from __future__ import annotations
 from reconciler.agent.hands import Did, Hands, pin_of
 from reconciler.agent.perform.own import is_own, replace_agent
 from reconciler.core.artifact import Artifact, Known
-from reconciler.core.lead import timestamp
+from reconciler.core.duration import timestamp
 from reconciler.core.plan import Plan, Step
 from reconciler.core.state import Detail, Installed, Server
 from reconciler.errors import Fenced, HostError
