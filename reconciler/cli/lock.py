@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from reconciler.cli.program import Call, Noun, Number
 from reconciler.core.duration import parse_duration
 from reconciler.core.report import LockReport, lock_report
 from reconciler.core.semaphore import Holder
-from reconciler.errors import HeldBack, UsageError
+from reconciler.errors import HeldBack, HostError, UsageError
 from reconciler.store.keys import DEFAULT_GROUP
 
 _GROUP = click.option(
@@ -176,13 +177,15 @@ def _machine(options: Options, given: str | None) -> str:
 
 
 def _boot(options: Options, given: str | None) -> str:
-    """The boot that this host is in; another machine's is not known here."""
+    """The boot that this host is in, for people to read: another machine's is not known here, and without it the slot is as good."""
     if given is not None:
         return ""
     from reconciler.cli.parts import host
     from reconciler.host.reboot import boot_id
 
-    return boot_id(host(options))
+    with contextlib.suppress(HostError):
+        return boot_id(host(options))
+    return ""
 
 
 def _seconds(wait: str | None) -> float:
