@@ -91,7 +91,7 @@ def test_the_strategy_off_boots_nothing_and_records_the_os_once_another_boot_sho
     etcd: Etcd, tmp_path: Path
 ) -> None:
     found = story(etcd, tmp_path, replace(HOOKS, strategy="off"))
-    assert found.complete and found.place.boots == 0 and found.hooks == []
+    assert (found.complete, found.place.boots, found.hooks) == (True, 0, [])
     assert recorded_os(found) == "stable/1", "it is staged and does not run"
     # A person boots it.
     found.fleet.agents[0].fate.dead = True
@@ -100,4 +100,4 @@ def test_the_strategy_off_boots_nothing_and_records_the_os_once_another_boot_sho
     found.push()
     found.run()
     found.end()
-    assert found.complete and (found.place.boots, recorded_os(found)) == (1, "stable/2")
+    assert (found.complete, found.place.boots, recorded_os(found)) == (True, 1, "stable/2")
