@@ -29,7 +29,7 @@ from reconciler.agent.signals import Signals
 from reconciler.agent.wake import Wake, local_paths, watch_paths
 from reconciler.agent.worker import Worker
 from reconciler.agent.writing import Writing
-from reconciler.errors import NoEtcd, ReconcilerError
+from reconciler.errors import NoEtcd, ReconcilerError, Unavailable
 from reconciler.ground.telemetry import ANEW
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
@@ -87,13 +87,21 @@ class Loops:
                 pause = min(2 * pause, _LONGEST_PAUSE)
                 log.warning("%s: %s", name, error, extra={} if trouble else ANEW)
                 trouble, count = str(error), count + 1
-                self._publisher.miss(name, str(error), vital=isinstance(error, NoEtcd))
-            except Exception:
+                self._publisher.miss(name, str(error), vital=is_vital(error))
+            except Exception as error:
                 # A fault of ours must not end the agent: it may be the only one that can bring its server back up.
                 log.exception("%s: unexpected error", name)
-                seconds, count = pause, count + 1
+                seconds, trouble, count = pause, type(error).__name__, count + 1
                 pause = min(2 * pause, _LONGEST_PAUSE)
+                self._publisher.miss(name, f"an unexpected {trouble}; the log has it", vital=True)
             bell.wait(seconds)
+
+
+def is_vital(error: ReconcilerError) -> bool:
+    """Whether a loop that fails like this can do nothing: etcd is away, is refused or refuses this agent, its number is
+    another's, its host cannot be looked at. Where only git or a registry is away, the last revision stays in force.
+    """
+    return isinstance(error, NoEtcd) or not isinstance(error, Unavailable)
 
 
 class Follow:

@@ -25,7 +25,7 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """What a loop needs and cannot have now, as a sentence. `vital`: without it (etcd) the agent can begin nothing."""
+    """What a loop needs and cannot have now, as a sentence. `vital`: without it (etcd, its own number) the agent can begin nothing."""
 
     loop: str
     problem: str

@@ -32,7 +32,7 @@ def why_not_ready(published: Published, now: float) -> tuple[str, ...]:
 
 
 def missed(published: Published, vital: bool) -> tuple[str, ...]:
-    """What is missing, as sentences: etcd, or (not `vital`) git or a registry, without which the last revision stays in force."""
+    """What is missing, as sentences: what all waits for, or (not `vital`) git or a registry, without which the last revision stays in force."""
     return tuple(str(missing) for missing in published.missing if missing.vital == vital)
 
 

@@ -14,7 +14,7 @@ from reconciler.agent.loop import Bells, Follow, Loops
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.wake import Wake, local_paths, watch_paths
 from reconciler.core.published import Missing, Published
-from reconciler.errors import Ambiguous, NoEtcd, ReconcilerError, Unavailable
+from reconciler.errors import Ambiguous, Corrupt, HeldBack, NoEtcd, ReconcilerError, Refused, Unavailable
 
 
 def wait_for(condition: object, seconds: float = 5.0) -> None:
@@ -77,7 +77,16 @@ def test_a_git_that_stays_away_rings_the_other_loops_once() -> None:
 
 
 def test_without_etcd_nothing_can_be_done_and_without_another_part_something() -> None:
-    for error, vital in ((NoEtcd("x"), True), (Ambiguous("x"), True), (Unavailable("x"), False)):
+    """An etcd that refuses this agent, or is refused by it, is no better than none."""
+    vital_ones = (
+        NoEtcd("x"),
+        Ambiguous("x"),
+        Refused("x"),
+        ReconcilerError("x"),
+        HeldBack("x"),
+        Corrupt("x"),
+    )
+    for error, vital in (*((each, True) for each in vital_ones), (Unavailable("x"), False)):
         publisher, ending = Publisher(Published()), threading.Event()
 
         def once(error: ReconcilerError = error) -> float:
@@ -97,14 +106,17 @@ def test_a_fault_of_ours_does_not_end_a_loop() -> None:
 
     def once() -> float:
         tries.append(1)
-        bell.ring()
         if len(tries) == 1:
             raise KeyError("a fault")
         return 60.0
 
     loops = Loops(publisher, ending)
     loops.start("worker", once, bell)
-    wait_for(lambda: len(tries) >= 2)
+    fault = Missing("worker", "an unexpected KeyError; the log has it", vital=True)
+    wait_for(lambda: publisher().missing == (fault,))
+    bell.ring()
+    wait_for(lambda: publisher().missing == ())
+    assert len(tries) == 2
     ending.set()
     bell.ring()
     assert loops.join(5)

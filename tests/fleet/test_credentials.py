@@ -16,6 +16,7 @@ from tests.conftest import Etcd, options
 from tests.etcd_server import EtcdServer
 from tests.etcd_users import FOLLOWERS, OPERATOR, ROOT, SERVERS, Users, agent
 from tests.fleet import fleet
+from tests.fleet.daemon import ask
 from tests.fleet.fleet import Servers
 
 FOLLOWER = FOLLOWERS[0]
@@ -125,6 +126,8 @@ def test_tokens_that_expire_at_rest_and_a_password_that_changes(etcd_users: User
         servers.wait(
             "it says why it cannot go on", lambda: f"look at --etcd-user and {password}" in follower.log
         )
+        servers.wait("and is not ready", lambda: ask(follower, "/readyz").status == 503)
+        assert "look at --etcd-user" in ask(follower, "/readyz").text
         password.write_text("another\n")
         servers.wait_for_end(revision)
         servers.has("tool", "3.0")

@@ -19,6 +19,7 @@ from tests.etcd_server import EtcdServer
 from tests.etcd_users import Users
 from tests.fleet import fleet
 from tests.fleet.checker import prove
+from tests.fleet.daemon import ask
 from tests.fleet.fleet import Servers
 
 
@@ -77,6 +78,11 @@ def test_an_etcd_restored_from_an_old_snapshot_is_refused_by_every_agent(
     own.start()
     refused = "this etcd is refused"
     own.wait("each says so", lambda: all(refused in machine.log for machine in own.machines.values()))
+    own.wait(
+        "none is ready", lambda: {ask(each, "/readyz").status for each in own.machines.values()} == {503}
+    )
+    assert "was restored from a snapshot" in ask(own.machines[0], "/readyz").text
+    assert ask(own.machines[0], "/livez").status == 200, "a restart would not help"
     time.sleep(0.5)
     # Leases that ran out have deleted keys; nobody has written one.
     (found,) = own.etcd.client.read([under(own.etcd.keys.prefix)]).items
