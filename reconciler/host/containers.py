@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from reconciler.core.artifact import Artifact, Image, Key, Known, Pin
+from reconciler.core.plan import OWN
 from reconciler.errors import HostError, Unavailable, Unfetchable
 from reconciler.ground.process import ProcessFailed, ProcessTimeout
 from reconciler.host import place, units
@@ -154,9 +155,11 @@ class Containers:
     def _observed_container(
         self, image: Image, entry: Entry | None, container: Running, images: Iterable[Stored]
     ) -> str:
-        if not _is_ours(container):
+        if self._is_agents(image) or not _is_ours(container):
             stored = next((stored for stored in images if stored.id == container.image_id), None)
             digest = _digest_of(stored, entry, image) if stored else "unknown"
+            if self._is_agents(image):
+                return self._observed_agent(image, digest, container)
             return f"{digest} {container.state}, started by another"
         digest = container.labels.get(LABEL_DIGEST, "unknown")
         said = f"{digest} {container.state} {container.labels.get(LABEL_DEFINITION, 'unknown')}"
@@ -165,6 +168,24 @@ class Containers:
         if definition and said == definition.running and not self._unit_is_right(definition):
             return f"{said}, unit file changed"
         return said
+
+    def _observed_agent(self, image: Image, digest: str, container: Running) -> str:
+        """The agent's own container, whose unit a person wrote: only the image in it is looked at."""
+        definition = define(image, image.repository, digest, self._host)
+        said = f"{digest} {container.state} {definition.hash if definition else 'unknown'}"
+        unit = _unit_of(image) or ""
+        accepted = (
+            f"{image.repository}@{digest}",
+            f"{image.repository}-secret@{digest}",
+            f"{image.repository}:{image.tag}",
+        )
+        if not any(units.names_image(self._host, unit, image.repository, name) for name in accepted):
+            return f"{said}, unit file changed"
+        return said
+
+    def _is_agents(self, image: Image) -> bool:
+        """Whether this is the agent itself, in a service: with the unit, and so the rights and mounts, that a person gave it."""
+        return image.name == OWN and _unit_of(image) is not None and units.has_systemd(self._host)
 
     def _unit_is_right(self, definition: Definition) -> bool:
         if not (definition.unit and units.has_systemd(self._host)):
@@ -266,11 +287,12 @@ class Containers:
             kept = before.found if before and before.digest == entry.digest else ""
             self._ledger.put(replace(entry, found=definition.running if confirmed else kept))
             return
-        self._require_paths(definition)
-        self._require_ours(image, before)
+        if not self._is_agents(image):
+            self._require_paths(definition)
+            self._require_ours(image, before)
         self._ledger.put(entry)
         try:
-            self._switch(definition)
+            self._switch(image, definition)
             self._require_up(definition)
         except HostError as error:
             if (again := self._start_again(image.key)) is None:
@@ -280,18 +302,16 @@ class Containers:
             self._ledger.put(replace(entry, found=definition.running))
 
     def hand_to_systemd(self, image: Image, pin: Pin | None) -> None:
-        """Make the unit of this agent's own container the one that is asked for, and have systemd restart it: that ends this process."""
+        """Have the unit of this agent's own container run the image that is asked for, and systemd restart it: that ends this process."""
         address, digest = self._source(image, pin)
-        definition = define(image, address, digest, self._host)
-        if definition is None or self._stored(f"{address}@{digest}") is None:
+        source = f"{address}@{digest}"
+        if self._stored(source) is None:
             raise HostError(
-                f"cannot use {address}@{digest} on server {self._host.lrn}: it is not there, though it was fetched"
+                f"cannot use {source} on server {self._host.lrn}: it is not there, though it was fetched"
             )
-        self._require_paths(definition)
-        self._ledger.put(self._next_entry(Entry(image, "", digest, definition.image)))
-        self._runtime().tag(definition.image, f"{repository_of(image.repository)}:{image.tag}")
-        with self._scratch() as scratch:
-            units.install(self._host, self._unit(definition), scratch, wait=False)
+        self._ledger.put(self._next_entry(Entry(image, "", digest, source)))
+        self._runtime().tag(source, f"{repository_of(image.repository)}:{image.tag}")
+        units.change_image(self._host, _unit_of(image) or "", image.repository, source, wait=False)
 
     def _require_up(self, definition: Definition) -> None:
         """Raise where the container ends as soon as it is started, though the runtime starts it anew again and again."""
@@ -342,7 +362,8 @@ class Containers:
         if definition is None:
             return None
         if not self._is_running(image, definition, older):
-            self._switch(definition)
+            # The agent would wait here for its own end.
+            self._switch(image, definition, wait=False)
         name = f"{repository_of(image.repository)}:{image.tag}"
         self._runtime().tag(definition.image, name)
         older = replace(older, found=older.found or definition.running)
@@ -373,6 +394,10 @@ class Containers:
                 )
             return
         image = entry.artifact
+        if isinstance(image, Image) and self._is_agents(image):
+            # Its unit is a person's, and so is its end.
+            self._ledger.drop(key)
+            return
         if not isinstance(image, Image) or image.container or self._labelled(key.name):
             self._end(key.name, _unit_name(entry))
         self._forget(key.name, frozenset())
@@ -380,8 +405,15 @@ class Containers:
 
     # --- how ----------------------------------------------------------------------------------------------------------
 
-    def _switch(self, definition: Definition) -> None:
-        """Another definition under the same name: the old container goes, the new one runs. After a kill in between, `apply` does it anew."""
+    def _switch(self, image: Image, definition: Definition, *, wait: bool = True) -> None:
+        """Another definition under the same name: the old container goes, the new one runs. After a kill in between, `apply` does it anew.
+
+        `wait` is for the agent itself only.
+        """
+        if self._is_agents(image):
+            own = _unit_of(image) or ""
+            units.change_image(self._host, own, image.repository, definition.image, wait=wait)
+            return
         with_unit = definition.unit is not None and units.has_systemd(self._host)
         entry = self._ledger.get(Key("image", definition.name))
         for unit in {_unit_name(known) for known in (entry, *(entry.previous if entry else ()))}:
@@ -577,5 +609,8 @@ def _address(source: str) -> str:
 
 
 def _unit_name(entry: Entry | None) -> str | None:
-    image = entry.artifact if entry else None
-    return image.container.unit if isinstance(image, Image) and image.container else None
+    return _unit_of(entry.artifact) if entry else None
+
+
+def _unit_of(artifact: Artifact | Known) -> str | None:
+    return artifact.container.unit if isinstance(artifact, Image) and artifact.container else None

@@ -127,11 +127,8 @@ def installed(host: Host, unit: Unit) -> bool:
     return place.read(host, unit.path) == unit.text.encode()
 
 
-def install(host: Host, unit: Unit, scratch: Path, *, wait: bool = True) -> None:
-    """Check the unit, write it if it differs, enable it and restart its service: afterwards it runs from this text.
-
-    Without `wait`, systemd has only been asked for the restart: for who is ended by it.
-    """
+def install(host: Host, unit: Unit, scratch: Path) -> None:
+    """Check the unit, write it if it differs, enable it and restart its service: afterwards it runs from this text."""
     if not installed(host, unit):
         if unit.enable:
             _verify(host, unit, scratch)
@@ -139,7 +136,54 @@ def install(host: Host, unit: Unit, scratch: Path, *, wait: bool = True) -> None
     _systemctl(host, "daemon-reload")
     if unit.enable:
         _systemctl(host, "enable", "--quiet", unit.service)
-    _systemctl(host, "restart", *([] if wait else ["--no-block"]), unit.service)
+    _systemctl(host, "restart", unit.service)
+
+
+def with_image(text: str, repository: str, image: str) -> str | None:
+    """A unit that a person wrote, with `image` wherever it names one of `repository` (or of its `-secret` twin). None where it names none."""
+    named = re.compile(
+        rf"(?<![\w./:-]){re.escape(repository)}(?:-secret)?(?::[\w.-]+)?(?:@sha256:[0-9a-f]{{64}})?(?![\w./:@-])"
+    )
+    lines, found = [], False
+    for line in text.splitlines(keepends=True):
+        changed, count = (line, 0) if line.lstrip().startswith(("#", ";")) else named.subn(image, line)
+        lines.append(changed)
+        found = found or count > 0
+    return "".join(lines) if found else None
+
+
+def names_image(host: Host, name: str, repository: str, image: str) -> bool:
+    """Whether the unit that a person wrote for `name` runs this image of `repository`."""
+    text = _written(host, name)[1]
+    return text is not None and with_image(text, repository, image) == text
+
+
+def change_image(host: Host, name: str, repository: str, image: str, *, wait: bool) -> None:
+    """Have a service whose unit a person wrote run another image of `repository`; all else in the unit stands.
+
+    Without `wait`, systemd has only been asked for the restart: for who is ended by it.
+    """
+    path, text = _written(host, name)
+    new = with_image(text, repository, image) if text is not None else None
+    if new is None:
+        lacks = f"does not run an image of {repository}" if text is not None else "is not there"
+        raise HostError(
+            f"cannot run {image} on server {host.lrn}: {path} {lacks}; the agent is replaced in the unit that it was "
+            "installed with, as examples/sidecar has one, and in no other"
+        )
+    place.write(host, path, new)
+    _systemctl(host, "daemon-reload")
+    _systemctl(host, "restart", *([] if wait else ["--no-block"]), f"{name}.service")
+
+
+def _written(host: Host, name: str) -> tuple[str, str | None]:
+    """Where the unit of `name` stands, a Quadlet or the service itself, and its text; None where neither is there."""
+    quadlet, service = f"{_QUADLET}/{name}.container", f"{_DIRECTORY}/{name}.service"
+    for path in (quadlet, service):
+        data = place.read(host, path)
+        if data is not None:
+            return path, data.decode(errors="surrogateescape")
+    return quadlet if has_quadlet(host) else service, None
 
 
 def stop(host: Host, service: str) -> None:

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from reconciler.core.artifact import Artifact, Image, ReleaseDeb, pinned
+from reconciler.core.plan import OWN
 from reconciler.core.state import DEFAULT_GROUP, ArtifactSet, RolloutPolicy, ServerGroup
 from reconciler.errors import Finding
 from reconciler.wire.schema import nearest
@@ -20,6 +21,7 @@ T = TypeVar("T")
 Path = tuple[str | int, ...]
 
 _CIRCLES_SHOWN = 20
+_OF_THE_UNIT = ("args", "binds", "environment", "environmentFile")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ def disagreements(
     known = named.groups | {DEFAULT_GROUP.name}
     yield from _artifacts_twice(placed)
     yield from _units_twice(placed)
+    yield from _agents_own(placed)
     yield from _unknown_images(placed, named.images)
     yield from _cycles(placed)
     for stated in sets:
@@ -144,6 +147,21 @@ def _units_twice(placed: Iterable[_Placed]) -> Iterator[Finding]:
             where = earlier.document.where((*earlier.path, "container", "unit"))
             problem = f"{container.unit} is the unit of {earlier.artifact.name} too, for {servers}; first at {where}"
             yield entry.finding(("container", "unit"), problem)
+
+
+def _agents_own(placed: Iterable[_Placed]) -> Iterator[Finding]:
+    """The agent's own service runs as its unit on the host says: git names the image in it and nothing else."""
+    for entry in placed:
+        container = entry.artifact.container if isinstance(entry.artifact, Image) else None
+        if container is None or entry.artifact.name != OWN:
+            continue
+        if container.update == "stop-all":
+            problem = "who stops the agent first has nobody who starts it: rolling or parallel"
+            yield entry.finding(("container", "update"), problem)
+        for name in _OF_THE_UNIT if container.unit else ():
+            if (entry.document.at((*entry.path, "container")) or {}).get(name):
+                problem = "it stands in the agent's own unit on the host, and not in git: here is only `unit`"
+                yield entry.finding(("container", name), problem)
 
 
 def _unknown_images(placed: Iterable[_Placed], names: set[str]) -> Iterator[Finding]:

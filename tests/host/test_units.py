@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.core.artifact import Bind, Container, Image, Key
+from reconciler.core.plan import OWN
 from reconciler.errors import HostError
 from reconciler.host import units
 from reconciler.host.containers import Containers
@@ -148,6 +149,27 @@ def test_a_word_stands_for_itself(word: str, text: str) -> None:
     assert units.quote(word) == text
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("Image=q.io/a/agent:0.1.0", "Image=NEW"),
+        (f"Image=q.io/a/agent@{DIGEST}", "Image=NEW"),
+        (f"Image=q.io/a/agent-secret:0.1@{DIGEST}", "Image=NEW"),
+        ("ExecStart=docker run --name x q.io/a/agent agent --lrn 1", "ExecStart=docker run --name x NEW agent --lrn 1"),
+        ('ExecStart=docker run "q.io/a/agent:1"', 'ExecStart=docker run "NEW"'),
+        ("Image=q.io/a/agents:1", None),
+        ("Image=q.io/a/agent/other:1", None),
+        ("Image=mirror.q.io/a/agent:1", None),
+        ("Image=q.io:5000/a/agent:1", None),
+        ("# Image=q.io/a/agent:1", None),
+    ],
+)  # fmt: skip
+def test_only_the_image_of_a_persons_unit_becomes_another(line: str, wanted: str | None) -> None:
+    text = f"; q.io/a/agent:1\n[Container]\n{line}\nPodmanArgs=--privileged\n"
+    found = units.with_image(text, "q.io/a/agent", "NEW")
+    assert found == (text.replace(line, wanted) if wanted else None)
+
+
 @pytest.mark.needs("systemd-analyze")
 def test_systemd_takes_the_text(tmp_path: Path) -> None:
     unit = _service()
@@ -265,16 +287,6 @@ def test_a_container_with_a_unit_is_run_by_its_service(
         containers.restore(key)
         assert containers.observe([web("1", "web")])[key] == containers.target(web("1", "web"), None)
 
-        # The agent's own container: systemd ends this very process by ending the old one, so nothing is done but by systemd.
-        before, pin = len(systemd.calls), containers.resolve(web("2", "web"))
-        containers.hand_to_systemd(web("2", "web"), pin)
-        assert systemd.calls[before:] == [
-            "daemon-reload",
-            "enable --quiet web.service",
-            "restart --no-block web.service",
-        ]
-        assert containers.observe([web("2", "web")])[key] == containers.target(web("2", "web"), pin)
-
         install(web("2", "other"))
         assert not service.exists()
         assert (root / "etc/systemd/system/other.service").exists()
@@ -286,3 +298,40 @@ def test_a_container_with_a_unit_is_run_by_its_service(
         assert not (root / "etc/systemd/system/other.service").exists()
         containers.remove(key)
         assert podman(environment, "ps", "--all", "--quiet") == ""
+
+        # The agent's own container: its unit is a person's, of which only the image is another one afterwards.
+        def own(tag: str) -> Image:
+            return Image(OWN, repository, tag, container=Container(unit=OWN))
+
+        repository, unit = images.repository("web"), root / "etc/systemd/system/reconciler.service"
+        written = "\n".join(
+            [
+                f"# {repository}:1 at first",
+                "[Service]",
+                *(f"Environment={name}={value}" for name, value in environment.items()),
+                f"ExecStart=podman run --rm --detach --name {OWN} --privileged {repository}:1 sleep 1000",
+                f"ExecStop=-podman rm --force --time 0 {OWN}",
+                "TimeoutStopSec=345\n",
+            ]
+        )
+        unit.write_text(written)
+        key, pin = own("1").key, containers.resolve(own("1"))
+        containers.fetch(own("1"), pin)
+        podman(environment, "tag", f"{repository}@{pin.digest}", f"{repository}:1")
+        subprocess.run(["systemctl", "restart", unit.name], check=True, timeout=60)
+        assert containers.observe([own("1")])[key] == containers.target(own("1"), pin), "as it was installed"
+
+        pin, before = containers.resolve(own("2")), len(systemd.calls)
+        containers.fetch(own("2"), pin)
+        containers.hand_to_systemd(own("2"), pin)
+        assert systemd.calls[before:] == ["daemon-reload", "restart --no-block reconciler.service"]
+        assert containers.observe([own("2")])[key] == containers.target(own("2"), pin)
+        assert unit.read_text() == written.replace(":1 sleep", f"@{pin.digest} sleep")
+
+        unit.write_text(written.replace(repository, "registry.example.com/another"))
+        assert containers.observe([own("2")])[key].endswith("unit file changed")
+        with pytest.raises(HostError, match=r"reconciler\.service does not run an image of .*/web"):
+            containers.hand_to_systemd(own("2"), pin)
+        containers.remove(key)
+        assert unit.exists(), "it is not the agent's to take away"
+        assert podman(environment, "ps", "--format", "{{.Names}}").strip() == OWN

@@ -200,6 +200,19 @@ WRONG: list[tuple[str, list[str], list[str]]] = [
         ["a:3:129: images[1].container.unit: x.service is the unit of a too, for every server; first at a:3:67"],
     ),
     (
+        "an agent's own container that is more than its unit",
+        [f"{SET}images: [{image('reconciler', ', container: {args: [x], environment: {A: b}, unit: x}')}]"],
+        [
+            "a:3:76: images[0].container.args: it stands in the agent's own unit on the host, and not in git: here is only `unit`",
+            "a:3:94: images[0].container.environment: it stands in the agent's own unit on the host, and not in git: here is only `unit`",
+        ],
+    ),
+    (
+        "an agent that is stopped before anything is started",
+        [f"{SET}images: [{image('reconciler', ', container: {unit: x, update: stop-all}')}]"],
+        ["a:3:87: images[0].container.update: who stops the agent first has nobody who starts it: rolling or parallel"],
+    ),
+    (
         "a group that does not exist",
         [f"{SET}groups: [bot]", f"{GROUP}name: boot\nservers: [1]"],
         ["a:3:10: groups[0]: there is no server group bot; did you mean boot?"],

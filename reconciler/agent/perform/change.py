@@ -20,7 +20,11 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
     if wanted.action == "remove":
         if forbidden := check_removal(hands.policy, step.subject):
             raise HostError(f"cannot change server {server.lrn}: {forbidden[0]}")
-        driver.remove(step.subject)
+        if is_own(step.subject, hands):
+            # No agent ends itself for good: it is followed no more, and a person takes it away.
+            hands.ledger.drop(step.subject)
+        else:
+            driver.remove(step.subject)
         return Did(removals=(step.subject,))
     artifact = wanted.after
     if artifact is None or isinstance(artifact, Known):
@@ -36,7 +40,7 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
             f"{step.subject.subject} is not on the host any more as it was found: it is planned anew"
         )
     if target is None or found != target or staged:
-        if is_own(artifact, hands):
+        if is_own(artifact.key, hands):
             replace_agent(artifact, pin, lambda: hands.look([artifact]).get(artifact.key) == target, hands)
         else:
             driver.apply(artifact, pin)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from reconciler.agent import replacement
 from reconciler.agent.hands import Hands
 from reconciler.agent.replacement import Replacement
-from reconciler.core.artifact import Artifact, Pin
+from reconciler.core.artifact import Artifact, Key, Pin
 from reconciler.core.plan import OWN
 from reconciler.errors import HeldBack, HostError
 from reconciler.host import units
@@ -30,11 +30,11 @@ _ME = uuid.uuid4().hex
 """This process: it has not been replaced as long as it lives."""
 
 
-def is_own(artifact: Artifact, hands: Hands) -> bool:
+def is_own(key: Key, hands: Hands) -> bool:
     """Whether to change it is to end this very agent. A package of the host does not touch an agent that runs in a container."""
-    if hands.restart is None or artifact.key.name != OWN:
+    if hands.restart is None or key.name != OWN:
         return False
-    return artifact.key.kind == "image" or (artifact.key.kind == "deb" and hands.host.exec == "direct")
+    return key.kind == "image" or (key.kind == "deb" and hands.host.exec == "direct")
 
 
 def replace_agent(artifact: Artifact, pin: Pin | None, there: Callable[[], bool], hands: Hands) -> None:
