@@ -181,6 +181,7 @@ class Wave:
     servers: tuple[int, ...]
     soak: float = 0.0
     max_failures: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 Absence = Literal["failed", "silent", "removed", "disabled"]

@@ -83,7 +83,8 @@ def encode_rollout(rollout: Rollout) -> str:
 
 
 def _wave_json(wave: Wave) -> dict[str, Any]:
-    return {"servers": list(wave.servers), "soak": _seconds(wave.soak), "max_failures": wave.max_failures}
+    known = {"servers": list(wave.servers), "soak": _seconds(wave.soak), "max_failures": wave.max_failures}
+    return {**wave.extra, **known}
 
 
 def decode_rollout(text: str | bytes, key: str, mod_revision: int = 0) -> Rollout:
@@ -122,7 +123,8 @@ def _absence(kind: str | None, text: str) -> Absence:
 
 
 def _wave(fields: Fields) -> Wave:
-    return Wave(fields.integers("servers"), fields.seconds("soak", 0.0), fields.integer("max_failures", 0))
+    servers, soak = fields.integers("servers"), fields.seconds("soak", 0.0)
+    return Wave(servers, soak, fields.integer("max_failures", 0), fields.rest)
 
 
 def encode_phase(phase: OpenPhase) -> str:

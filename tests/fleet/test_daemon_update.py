@@ -17,9 +17,11 @@ import pytest
 
 import reconciler
 from reconciler import __version__
+from reconciler.core.artifact import Key
 from reconciler.core.state import PLAN_FORMAT
-from reconciler.store.transaction import one, put
+from reconciler.store.transaction import Item, Put, one, put
 from tests.debs import DebSpec
+from tests.fleet.checker import history
 from tests.fleet.daemon import metric, wait_for_log
 from tests.fleet.fleet import Machine, Servers, with_shell
 from tests.podman import podman, podman_below
@@ -115,6 +117,12 @@ def test_its_own_package_comes_last_and_the_new_agent_records_it(servers: Server
     )
     assert log.index("the step in flight is finished") < log.index(f"has done {own}")
     assert servers.view().steps[0][own].attempt == 2, "begun by the old one, ended by the new one"
+
+    # Desired no more, it is forgotten: an agent that removed itself would leave a server that nobody serves.
+    revision = servers.push({"zsh": "2"})
+    until(servers, look, "it is recorded no more", lambda: ended(servers, revision))
+    assert "deb/reconciler" not in servers.recorded(0)
+    assert machine.deb("reconciler") == "ii 2.0"
     assert machine.terminate() == 0
 
 
@@ -233,3 +241,52 @@ def test_a_plan_format_that_it_does_not_know_is_waited_for(servers: Servers) -> 
         (kept,) = client.read([one(key)]).items[0]
         assert kept.value.decode() == value
     assert machine.deb("tool") == "ii 1.0"
+
+
+NEWER = {"from_the_future": {"kept": [1]}}
+
+
+def test_fields_of_a_newer_program_survive_what_an_older_one_writes(servers: Servers) -> None:
+    """A newer agent ended in the middle of a rollout, with the slot in hand; an older one goes on with what it left."""
+    machine, keys, client = servers.add(0), servers.etcd.keys, servers.etcd.client
+    waits, gate = servers.directory / "waits", servers.directory / "gate"
+    gate.touch()
+    machine.hook("waits", f"touch {waits}; while [ -e {gate} ]; do sleep 0.02; done")
+    servers.wants_reboot(0)
+    servers.start()
+    groups = [{"name": "boot", "servers": [0], "reboot": {"before": ["waits"]}}]
+    revision = servers.push({"tool": "1.0"}, groups=groups)
+    servers.wait("it is in the hook, with the slot", waits.exists)
+    machine.kill()
+
+    hook, setting = "reboot:host:hook:before:0", f"{keys.prefix}config/from-the-future"
+    written = [keys.rollout, keys.phase, keys.server_status(0), keys.semaphore("default"), keys.step(0, hook)]
+    kept = [keys.holder("default", machine.machine_id), keys.detail(0, Key("deb", "tool")), keys.machine(0)]
+    planted = [_as_newer(item) for (item,) in client.read([one(key) for key in (*written, *kept)]).items]
+    since = client.txn([], [*planted, put(setting, "unknown")]).revision
+    gate.unlink()
+    servers.start()
+    servers.wait_for_end(revision)
+    for _ in range(2):  # twice: out of the fleet, and back in
+        servers.administration.remove_server(0) or servers.administration.add_server(0)
+
+    again: set[str] = set()
+    for change in history(client, keys, since + 1):
+        for key, text in change.keys.items():
+            if text is not None and key in {write.key for write in planted}:
+                assert _has_newer(text), f"{key} at etcd revision {change.revision}: {text}"
+                again.add(key)
+    assert again == {*written, keys.machine(0)}, "each was written anew, and not only left alone"
+    assert client.read([one(setting)]).items[0][0].value == b"unknown"
+
+
+def _as_newer(item: Item) -> Put:
+    document = json.loads(item.value) | NEWER
+    if "waves" in document:
+        document["waves"] = [wave | NEWER for wave in document["waves"]]
+    return put(item.key, json.dumps(document))
+
+
+def _has_newer(text: str) -> bool:
+    document = json.loads(text)
+    return all(NEWER.items() <= part.items() for part in (document, *document.get("waves", ())))

@@ -58,6 +58,9 @@ def change(step: Step, plan: Plan, server: Server, hands: Hands) -> Did:
 
 
 def installed(artifact: Artifact, found: str, server: Server, hands: Hands) -> Installed:
-    """The record of an artifact that the host was seen to have."""
-    detail = Detail(artifact, found, server.revision, timestamp(hands.wall()))
+    """The record of an artifact that the host was seen to have. What a newer agent noted of this very one stays."""
+    before = server.recorded.get(artifact.key)
+    known = before.detail if before and before.detail and before.detail.desired == artifact else None
+    extra = known.extra if known else {}
+    detail = Detail(artifact, found, server.revision, timestamp(hands.wall()), extra)
     return Installed(artifact.key, artifact.version, detail)
