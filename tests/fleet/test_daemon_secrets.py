@@ -180,6 +180,12 @@ def test_the_webhooks_secret(secured: Secured) -> None:
     secured.put("hook", b"hook-two\n")
     assert secured.ask("/hooks/git", body=body, secret="hook-one").status == 401
     assert secured.ask("/hooks/git", body=body, secret="hook-two").status == 202
+    another = json.dumps({"ref": "refs/heads/main", "repository": {"full_name": "ops/another"}}).encode()
+    ignored = secured.ask("/hooks/git", body=another, secret="hook-two")
+    assert (ignored.status, json.loads(ignored.text)) == (
+        202,
+        {"fetch": False, "reason": "it is about another repository"},
+    )
 
 
 def test_the_certificate_of_its_own_http(secured: Secured) -> None:

@@ -165,9 +165,15 @@ def test_a_burst_of_webhooks_is_one_fetch_and_a_replay_one_more(fleet: Servers) 
 def test_what_is_about_something_else_or_forged_fetches_nothing(fleet: Servers) -> None:
     agent = door(fleet, fleet.machines[0])
     before = agent.fetches()
-    for document in (push("refs/tags/v1"), {"zen": "a ping"}):
-        status, body = agent.deliver(document)
-        assert (status, json.loads(body)["fetch"]) == (202, False)
+    about = {
+        "another branch or tag": (push("refs/tags/v1"), push("refs/heads/next")),
+        "no push": ({"zen": "a ping"},),
+    }
+    for reason, documents in about.items():
+        for document in documents:
+            status, body = agent.deliver(document)
+            assert (status, json.loads(body)["fetch"]) == (202, False)
+            assert reason in json.loads(body)["reason"]
     assert agent.deliver(push(), b"a guess")[0] == 401
     # It would have been fetched for by the time that the next one is.
     assert agent.deliver(push())[0] == 202
