@@ -14,6 +14,8 @@ import signal
 import subprocess
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +25,13 @@ import yaml
 
 from reconciler.host.driver import Host
 from reconciler.store.transaction import under
+from reconciler.store.view import read_locks
 from tests import podman
 from tests.conftest import Etcd
 from tests.debian_base import BUNDLE, base_archive, unpack
 from tests.debs import DebSpec, build, state
 from tests.etcd_server import free_ports
+from tests.etcd_users import agent
 from tests.release_server import ReleaseServer
 
 ROOT = Path(__file__).parent.parent
@@ -127,22 +131,10 @@ def _build(storage: Storage) -> None:
     )
 
 
-def test_the_command_is_the_entry_point(storage: Storage) -> None:
-    assert "Usage: reconcile" in storage.run()
-
-
-def test_dry_run_shows_the_real_set(storage: Storage) -> None:
-    mount = ["--volume", f"{ROOT / 'desired-state'}:/fleet/desired-state:ro"]
-    shown = storage.run(
-        "--dry-run", "--repo", "/fleet", "--state-dir", "/tmp/state", "--output", "json", options=mount
-    )
-    assert json.loads(shown)["summary"]["install"] == 16
-
-
 def test_the_image_says_what_it_is(storage: Storage) -> None:
     (image,) = json.loads(storage.podman("image", "inspect", IMAGE))
     config = image["Config"]
-    assert config["Entrypoint"] == ["reconcile"]
+    assert (config["Entrypoint"], config["Cmd"]) == (["reconcile"], ["--help"])
     assert config["StopSignal"] == "SIGTERM"
     assert image["Healthcheck"]["Test"] == ["CMD", "python3", "-m", "reconciler.web.probe"]
     assert config["Labels"]["org.opencontainers.image.licenses"] == "Apache-2.0"
@@ -175,13 +167,69 @@ def test_it_is_small(storage: Storage) -> None:
     assert sizes[0] - sizes[1] < LARGEST
 
 
+NOBODY = ("--user", "65534:65534", "--cap-drop", "all", "--read-only", "--read-only-tmpfs=false")
+
+
 def test_an_ordinary_user_plans_and_checks_on_a_read_only_root(storage: Storage) -> None:
     """Root is needed only for what changes the host."""
-    user = ["--user", "65534:65534", "--cap-drop", "all", "--read-only", "--read-only-tmpfs=false"]
     mount = ["--volume", f"{ROOT / 'desired-state'}:/fleet/desired-state:ro", "--workdir", "/fleet"]
-    shown = storage.run("--dry-run", "--output", "json", options=[*user, *mount])
+    shown = storage.run("--dry-run", "--output", "json", options=[*NOBODY, *mount])
     assert json.loads(shown)["summary"]["install"] == 16
-    assert "16 artifacts" in storage.run("validate", options=[*user, *mount])
+    assert "16 artifacts" in storage.run("validate", options=[*NOBODY, *mount])
+
+
+@pytest.mark.needs("etcd", "etcdctl")
+@pytest.mark.parametrize("user", ["reader", "fleetlock"])
+def test_an_ordinary_user_asks_and_shares_the_lock(
+    storage: Storage, secured_etcd: Etcd, tmp_path: Path, user: str
+) -> None:
+    """As examples/sidecar has it: a directory of its own with the configuration and a password that this user may read."""
+    place = configuration(tmp_path / user, secured_etcd, user)
+    os.chown(place / "etcd-password", 65534, 65534)
+    options = [*NOBODY, f"--volume={place}:/etc/reconciler:ro"]
+    if user == "reader":
+        assert "nobody leads" in storage.run("status", options=options)
+        return
+    (port,) = free_ports(1)
+    words = ("fleetlock", "--listen", f"127.0.0.1:{port}", "--lock-groups", "workers")
+    name = storage.run(*words, options=[*options, "--detach"]).strip()
+    try:
+        body = json.dumps({"client_params": {"id": "m1", "group": "workers"}})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/v1/pre-reboot", body.encode(), {"fleet-lock-protocol": "true"}
+        )
+        assert _answers(request) == 200
+        assert read_locks(secured_etcd.client, secured_etcd.keys)["workers"].semaphore.holders == ("m1",)
+    finally:
+        storage.podman("stop", "--time", "20", name)
+
+
+def _answers(request: urllib.request.Request) -> int:
+    """The status, once somebody listens there."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return int(answer.status)
+        except urllib.error.URLError as error:
+            assert isinstance(error.reason, ConnectionRefusedError) and time.monotonic() < end, error
+            time.sleep(0.05)
+
+
+def configuration(place: Path, etcd: Etcd, user: str, **more: str) -> Path:
+    """What stands in `/etc/reconciler` of a container: the options that are a file's, and the password for etcd."""
+    assert etcd.users is not None
+    place.mkdir(mode=0o755)
+    told = {
+        "etcd": etcd.endpoint,
+        "etcd-user": user,
+        "etcd-password-file": "/etc/reconciler/etcd-password",
+        **more,
+    }
+    (place / "config.yaml").write_text("".join(f"{name}: {value}\n" for name, value in told.items()))
+    (place / "etcd-password").write_text(etcd.users.password(user))
+    (place / "etcd-password").chmod(0o600)
+    return place
 
 
 # --- the agent ------------------------------------------------------------------------------------------------------
@@ -202,12 +250,7 @@ class Sidecar:
     def settings(self) -> dict[str, str]:
         """What the agent is told, beside where its host is."""
         return {
-            "REPO": "/fleet.git",
-            "LRN": "0",
             "LISTEN": f"127.0.0.1:{self.port}",
-            "ETCD": self.etcd.endpoint,
-            "PREFIX": self.etcd.prefix,
-            "LOCK_PREFIX": self.etcd.lock_prefix,
             "GITHUB_API": self.releases.url,
         }
 
@@ -264,8 +307,15 @@ def git(directory: Path, *words: str | Path) -> None:
 
 
 @pytest.fixture
+def etcd(secured_etcd: Etcd) -> Etcd:
+    """With users: the agent logs in, as its configuration says, and has its own rights."""
+    return secured_etcd
+
+
+@pytest.fixture
 def fleet(storage: Storage, etcd: Etcd, tmp_path: Path) -> Iterator[Sidecar]:
-    """A server, and a repository that wants version 1.0 of a package on it; no agent yet."""
+    """A server, its configuration, and a repository that wants version 1.0 of a package on it; no agent yet."""
+    configuration(tmp_path / "etc", etcd, agent(0), repo="/fleet.git", lrn="0")
     (storage.host / "etc" / "machine-id").write_text(f"{1:032x}\n")
     shutil.rmtree(storage.host / "var/lib/reconciler", ignore_errors=True)
     (storage.host / "var/lib/reconciler").mkdir()
@@ -287,6 +337,7 @@ def sidecar(fleet: Sidecar) -> Iterator[Sidecar]:
     mounts = {
         storage.host: "/host",
         storage.host / "var/lib/reconciler": "/var/lib/reconciler",
+        fleet.fleet / "etc": "/etc/reconciler:ro",
         fleet.fleet / "fleet.git": "/fleet.git:ro",
     }
     told = {"HOST_ROOT": "/host", **fleet.settings}
@@ -321,10 +372,10 @@ def test_the_sidecar_follows_a_push_changes_the_host_and_ends_in_order(sidecar: 
     sidecar.wait("and reaped", lambda: not sidecar.has_child("S") and not sidecar.has_child("Z"))
 
     # The health check is one that can fail: an agent that does not answer.
-    agent = int(sidecar.of(".State.Pid"))
-    os.kill(agent, signal.SIGSTOP)
+    process = int(sidecar.of(".State.Pid"))
+    os.kill(process, signal.SIGSTOP)
     assert not sidecar.is_healthy()
-    os.kill(agent, signal.SIGCONT)
+    os.kill(process, signal.SIGCONT)
 
     sidecar.wait("all is recorded", lambda: "finishes the rollout" in sidecar.log().splitlines()[-1])
     sidecar.storage.podman("stop", "--time", "20", sidecar.name)
@@ -342,21 +393,19 @@ def test_podman_plays_the_pod_which_changes_the_host(fleet: Sidecar, etcd: Etcd,
     """examples/sidecar/pod.yaml with this test's directories, and `chroot` for the host that has no processes."""
     storage = fleet.storage
     pod = yaml.safe_load((ROOT / "examples" / "sidecar" / "pod.yaml").read_text())
-    (agent,) = pod["spec"]["containers"]
-    agent["image"] = IMAGE
-    told = {variable["name"]: variable["value"] for variable in agent["env"]}
+    (container,) = pod["spec"]["containers"]
+    container["image"] = IMAGE
+    told = {variable["name"]: variable["value"] for variable in container["env"]}
     told |= {f"RECONCILER_{name}": value for name, value in fleet.settings.items()}
     told |= {"RECONCILER_HOST_EXEC": "chroot"}
-    agent["env"] = [{"name": name, "value": value} for name, value in told.items()]
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc" / "config.yaml").write_text("repo: /fleet.git\n")
+    container["env"] = [{"name": name, "value": value} for name, value in told.items()]
     places = {
         "host": storage.host,
         "state": storage.host / "var/lib/reconciler",
         "configuration": tmp_path / "etc",
         "repository": fleet.fleet / "fleet.git",
     }
-    agent["volumeMounts"].append({"name": "repository", "mountPath": "/fleet.git", "readOnly": True})
+    container["volumeMounts"].append({"name": "repository", "mountPath": "/fleet.git", "readOnly": True})
     pod["spec"]["volumes"].append({"name": "repository", "hostPath": {"type": "Directory"}})
     for volume in pod["spec"]["volumes"]:
         volume["hostPath"]["path"] = str(places[volume["name"]])
