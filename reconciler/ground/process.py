@@ -173,12 +173,17 @@ def proxy_environment(proxy: str | None) -> dict[str, str]:
 
 
 class _Output:
-    """What a program says, followed as it comes: the first `OUTPUT_LIMIT` bytes, and always the last lines."""
+    """What a program says, followed as it comes: the first `OUTPUT_LIMIT` bytes, and always the last lines.
+
+    A script's `> /dev/stderr` empties the file, and what was not heard by then (a look's time at most) is lost. A seal
+    against that would make the script's own `open` fail, and with it the package whose script it is.
+    """
 
     def __init__(self, on_line: Callable[[str], None] | None) -> None:
         self.file = os.memfd_create("output", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         fcntl.fcntl(self.file, fcntl.F_SETFL, os.O_APPEND)
         self._read = 0
+        self._given_back = False
         self._parts: list[bytes] = []
         self._kept = 0
         self._rest = b""
@@ -201,8 +206,8 @@ class _Output:
     def take(self) -> None:
         """Hear what has come since the last look, and give its memory back. Of a flood, the end is heard."""
         end = os.fstat(self.file).st_size
-        if end < self._read:
-            self._read = 0  # a script's `> /dev/stderr` empties the file
+        if end < self._read or self._begun_anew():
+            self._read = 0
         while self._read < end:
             if self._kept == OUTPUT_LIMIT and end - self._read > OUTPUT_LIMIT:
                 self._read, self._rest = end - OUTPUT_LIMIT, b""
@@ -211,7 +216,11 @@ class _Output:
                 break
             self._read += len(piece)
             self._hear(piece)
-        _give_back(self.file, self._read)
+        self._given_back = _give_back(self.file, self._read)
+
+    def _begun_anew(self) -> bool:
+        """Whether the file was emptied and is longer again than it was: what was heard and given back reads as zeros."""
+        return self._given_back and os.pread(self.file, 1, 0) != b"\0"
 
     def text(self) -> str:
         return b"".join(self._parts).decode(errors="replace")
@@ -258,10 +267,10 @@ _LIBRARY = ctypes.CDLL(None, use_errno=True)
 _PUNCH_HOLE, _KEEP_SIZE = 2, 1
 
 
-def _give_back(file: int, end: int) -> None:
+def _give_back(file: int, end: int) -> bool:
     """Free the memory of a file's first `end` bytes; its size stays. Where that cannot be done, it is freed with the file."""
-    if end:
-        _LIBRARY.fallocate(file, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(0), ctypes.c_long(end))
+    mode = _PUNCH_HOLE | _KEEP_SIZE
+    return end > 0 and _LIBRARY.fallocate(file, mode, ctypes.c_long(0), ctypes.c_long(end)) == 0
 
 
 def _writer(stream: IO[bytes] | None, data: bytes) -> None:

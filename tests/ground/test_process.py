@@ -152,6 +152,17 @@ def test_a_script_that_opens_its_output_anew_is_heard() -> None:
     assert caught.value.status == 3
 
 
+def test_what_was_heard_before_the_output_was_opened_anew_is_kept() -> None:
+    with process._Output(None) as output:
+        os.write(output.file, b"one\n")
+        output.take()
+        with Path(f"/proc/self/fd/{output.file}").open("wb") as anew:
+            anew.write(b"two, which is longer\n")
+        output.take()
+        os.write(output.file, b"three\n")
+    assert output.text() == "one\ntwo, which is longer\nthree\n"
+
+
 def test_a_flood_is_bounded_and_its_end_is_kept() -> None:
     program = (
         f"import sys\nfor n in range({OUTPUT_LIMIT // 500}): print('x' * 1000)\nprint('the end'); sys.exit(1)"
