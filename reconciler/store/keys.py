@@ -19,6 +19,7 @@ DEFAULT_GROUP = "default"
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,8}")
 _FOLDERS: dict[Kind, str] = {"image": "containers", "deb": "debs"}
 _KINDS: dict[str, Kind] = {folder: kind for kind, folder in _FOLDERS.items()}
+_quoted = lru_cache(quote_plus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class Keys:
     # --- the reboot lock --------------------------------------------------------------------------------------------
 
     def _group(self, group: str) -> str:
-        return self.lock_prefix if group == DEFAULT_GROUP else f"{self.lock_groups}{quote_plus(group)}"
+        return self.lock_prefix if group == DEFAULT_GROUP else f"{self.lock_groups}{_quoted(group)}"
 
     @property
     def lock_groups(self) -> str:

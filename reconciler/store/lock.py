@@ -66,6 +66,7 @@ class RebootLock:
         self.key = keys.semaphore(group)
         self._keys = keys
         self._patience = patience
+        self._ranges = lock_ranges(keys, group)
         self._seen: LockView | None = None
 
     # --- taking -----------------------------------------------------------------------------------------------------
@@ -170,7 +171,7 @@ class RebootLock:
         waiter = Waiter(key, holder.machine_id, holder.lrn, holder.reason)
         write = put(key, encode_waiter(waiter), session.lease)
         guard = Guard(absent(key), "there already")
-        reads = [one(key), *lock_ranges(self._keys, self.group)]
+        reads = [one(key), *self._ranges]
         outcome = commit(self.client, [guard], [write], witness=write, reads=reads)
         place, *found = outcome.found
         if not place:
@@ -314,7 +315,7 @@ class RebootLock:
 
     def look(self) -> LockView:
         """The lock group as it stands now."""
-        snapshot = self.client.read(lock_ranges(self._keys, self.group))
+        snapshot = self.client.read(self._ranges)
         return lock_view(self._keys, self.group, snapshot.revision, snapshot.items)
 
     def _views(self, first: LockView | None = None, *, fresh: bool = False) -> Iterator[LockView]:
@@ -342,8 +343,7 @@ class RebootLock:
     ) -> Outcome:
         if not isinstance(witness, Put | Delete):
             raise ValueError("a read shows nothing about a write")
-        ranges = lock_ranges(self._keys, self.group)
-        return commit(self.client, guards, operations, witness=witness, otherwise=ranges)
+        return commit(self.client, guards, operations, witness=witness, otherwise=self._ranges)
 
     def _after_conflict(self, outcome: Outcome, guards: Sequence[Guard], what: str) -> None:
         """Take in what the failed transaction read. A failed guard of the caller's raises `Fenced`; a conflict does not."""

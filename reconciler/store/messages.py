@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from reconciler.store.transaction import Compare, Delete, Event, Get, Item, KeyRange, Operation, Put
@@ -49,7 +50,13 @@ def operation_message(rpc: Any, operation: Operation) -> Any:
             request = rpc.DeleteRangeRequest(key=_key_bytes(keys.key), range_end=end)
             return rpc.RequestOp(request_delete_range=request)
         case Get(keys):
-            return rpc.RequestOp(request_range=range_request(rpc, keys, None, keys.limit))
+            return _get(rpc, keys)
+
+
+@lru_cache(1024)  # the same keys are read again and again: half of what a transaction of the lock says
+def _get(rpc: Any, keys: KeyRange) -> Any:
+    """A `Get`, for copying into a request."""
+    return rpc.RequestOp(request_range=range_request(rpc, keys, None, keys.limit))
 
 
 def watch_request(rpc: Any, keys: KeyRange, revision: int, deletions_only: bool = False) -> Any:
