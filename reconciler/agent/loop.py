@@ -38,7 +38,21 @@ from reconciler.store.watch import Watch
 
 log = logging.getLogger(__name__)
 
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_FIRST_PAUSE, _LONGEST_PAUSE, _LONGEST_AWAY = 0.5, 30.0, 5.0
+
+
+def longest_pause(failures: int, error: BaseException) -> float:
+    """The seconds that a loop waits at most after so many `failures` in a row, of which `error` is the last.
+
+    For etcd, which everything waits for and a thousand clients that read once each do not hurt, never as long as for a
+    registry or a release server, which may count who asks.
+    """
+    longest = _LONGEST_AWAY if isinstance(error, NoEtcd) else _LONGEST_PAUSE
+    return min(_FIRST_PAUSE * 2.0 ** min(failures - 1, 10), longest)
+
+
+def _jittered(pause: float) -> float:
+    return pause * (0.5 + 0.5 * random.random())  # noqa: S311 (jitter is no secret)
 
 
 @dataclass
@@ -74,25 +88,24 @@ class Loops:
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self, name: str, once: Callable[[], float], bell: Wake) -> None:
-        pause, trouble, count = _FIRST_PAUSE, "", 0
+        trouble, count = "", 0
         while not self._ending.is_set():
             try:
                 seconds = once()
                 if trouble:
                     log.info("%s goes on after %d failed tries", name, count)
-                pause, trouble, count = _FIRST_PAUSE, "", 0
+                trouble, count = "", 0
                 self._publisher.miss(name, "")
             except ReconcilerError as error:
-                seconds = pause * (0.5 + random.random())  # noqa: S311 (jitter is no secret)
-                pause = min(2 * pause, _LONGEST_PAUSE)
                 log.warning("%s: %s", name, error, extra={} if trouble else ANEW)
                 trouble, count = str(error), count + 1
+                seconds = _jittered(longest_pause(count, error))
                 self._publisher.miss(name, str(error), vital=is_vital(error))
             except Exception as error:
                 # A fault of ours must not end the agent: it may be the only one that can bring its server back up.
                 log.exception("%s: unexpected error", name)
-                seconds, trouble, count = pause, type(error).__name__, count + 1
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                trouble, count = type(error).__name__, count + 1
+                seconds = _jittered(longest_pause(count, error))
                 self._publisher.miss(name, f"an unexpected {trouble}; the log has it", vital=True)
             bell.wait(seconds)
 
@@ -339,13 +352,13 @@ class Watching:
                 self._watch.close()
 
     def _start(self) -> None:
-        pause = _FIRST_PAUSE
+        failures = 0
         while not self._ending.is_set():
             try:
                 revision = self._revision()
-            except ReconcilerError:
-                self._ending.wait(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            except ReconcilerError as error:
+                failures += 1
+                self._ending.wait(_jittered(longest_pause(failures, error)))
                 continue
             with self._mutex:
                 self._begin(revision)

@@ -8,9 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from reconciler.agent import loop
 from reconciler.agent.follow import Follower, Following
-from reconciler.agent.loop import Bells, Follow, Loops
+from reconciler.agent.loop import Bells, Follow, Loops, longest_pause
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.wake import Wake, local_paths, watch_paths
 from reconciler.core.published import Missing, Published
@@ -99,6 +101,21 @@ def test_without_etcd_nothing_can_be_done_and_without_another_part_something() -
         bell.ring()
         assert loops.join(5)
         assert publisher().missing == (Missing("worker", "x", vital),)
+
+
+@pytest.mark.parametrize(
+    ("error", "pauses"),
+    [
+        # An etcd that was away for a day is found within five seconds of its return.
+        (NoEtcd("x"), {1: 0.5, 2: 1.0, 4: 4.0, 5: 5.0, 100_000: 5.0}),
+        (Unavailable("x"), {1: 0.5, 6: 16.0, 7: 30.0, 100_000: 30.0}),
+        (KeyError("x"), {1: 0.5, 100_000: 30.0}),
+    ],
+)
+def test_a_loop_that_goes_on_failing_waits_longer_up_to_a_bound(
+    error: Exception, pauses: dict[int, float]
+) -> None:
+    assert {failures: longest_pause(failures, error) for failures in pauses} == pauses
 
 
 def test_a_fault_of_ours_does_not_end_a_loop() -> None:
