@@ -139,17 +139,18 @@ def _says(found: str, artifact: Artifact | Known) -> bool:
 
 
 def _show(options: Options, fleet: Fleet, found: dict[Key, tuple[Artifact | Known, str]]) -> None:
+    neco = fleet.rollout if fleet.rollout is not None and fleet.rollout.plan_format is None else None
     if options.output == "json":
-        compose.print_json(
-            [
-                {"kind": key.kind, "name": key.name, "version": artifact.version, "found": said}
-                for key, (artifact, said) in sorted(found.items())
-            ]
-        )
+        artifacts = [
+            {"kind": key.kind, "name": key.name, "version": artifact.version, "found": said}
+            for key, (artifact, said) in sorted(found.items())
+        ]
+        archived = {"version": neco.version, "started_at": neco.started_at} if neco else None
+        compose.print_json({"server": options.lrn, "artifacts": artifacts, "neco_update": archived})
         return
     for key, (artifact, said) in sorted(found.items()):
         click.echo(f" = {key.subject:<28} {artifact.version:<20} found {said}")
     if not found:
         click.echo(f"Server {options.lrn}: nothing to take over.")
-    if fleet.rollout is not None and fleet.rollout.plan_format is None:
-        click.echo(f"Neco's update of {fleet.rollout.version} is archived, and status/ is deleted.")
+    if neco:
+        click.echo(f"Neco's update of {neco.version} is archived, and status/ is deleted.")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from reconciler.host.driver import Host
+from reconciler.wire.schema import violations
 from tests.cli.command import Command
 from tests.cli.git import Repository, artifacts
 from tests.conftest import Etcd
@@ -173,7 +174,10 @@ def test_a_leftover_of_neco_becomes_ours_and_goes(
 ) -> None:
     """What is recorded and on the host, though nothing asks for it any more."""
     repository.commit(artifacts(debs=[deb("setup", "v1.0"), deb("etcdpasswd", "v1.1")]))
-    assert " = deb/leftover " in command("adopt", "--yes").ok().out
+    taken = command("adopt", "--yes", "--output", "json").ok().document
+    assert violations(taken, "adopt") == []
+    assert {"kind": "deb", "name": "leftover", "version": "v1.0", "found": "1.0"} in taken["artifacts"]
+    assert (taken["server"], taken["neco_update"]) == (0, {"version": RELEASE, "started_at": STARTED})
     assert ("deb", "leftover", "remove") in [change[:3] for change in changes(command)]
     command("--yes").ok()
     assert state(host, "leftover") == ""

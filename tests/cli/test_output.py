@@ -70,7 +70,7 @@ def revision(repository: Repository, etcd: Etcd) -> str:
         ("config list", None),
         ("config unset check-update-interval", None),
         ("config explain", None),
-        ("adopt", None),
+        ("adopt", "adopt"),
         ("etcd-roles", None),
     ],
 )
