@@ -68,7 +68,7 @@ def reached(servers: Servers, revision: str, phase: int) -> bool:
 
 
 def test_a_leader_that_is_stopped_in_order_hands_over_at_once(servers: Servers) -> None:
-    servers.gather(3)
+    servers.gather(5)
     leader = servers.leader()
     stopped = time.monotonic()
     leader.signal(signal.SIGTERM)
@@ -81,7 +81,10 @@ def test_a_leader_that_is_stopped_in_order_hands_over_at_once(servers: Servers) 
 
 
 def test_a_leader_that_was_paused_past_its_lease_is_fenced_and_steps_down(servers: Servers) -> None:
-    """Promise 2: what it had decided before does not reach etcd afterwards."""
+    """Promise 2: what another one has opened meanwhile stays as it is, and the paused one leads no more.
+
+    That each write which one had decided on before is refused: `test_kill`, where the lead is lost before each of them.
+    """
     servers.gather(3)
     servers.wait_for_end(servers.push({"tool": "1.0"}))
     paused = servers.leader()
