@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import replace
 from typing import assert_never
 
 from reconciler.agent.follow import Follower
 from reconciler.agent.leading import Leading
-from reconciler.agent.notify import Event, Notifier
+from reconciler.agent.notify import Notifier, Telling
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.resolve import Resolver, resolve
+from reconciler.agent.telling import Unopened, standing, still_told
 from reconciler.core.artifact import Kind
 from reconciler.core.duration import timestamp
 from reconciler.core.lead import (
@@ -33,7 +34,7 @@ from reconciler.core.lead import (
 from reconciler.core.pins import wanted_pins
 from reconciler.core.report import report
 from reconciler.core.state import Desired, Fleet, Now, Rollout, Settings
-from reconciler.errors import Fenced, ReconcilerError, Unavailable
+from reconciler.errors import Fenced, ReconcilerError, Unfetchable
 from reconciler.store.leading import LeaderWrites
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 IDLE = 60.0
 _LOOP = "leader"
 _RETRY = 10.0
+_SENDING = 1.0
+"""Seconds between two looks while a notification is on its way: once it is sent, that is noted."""
 _RESTS, _LONGEST_REST = 2.0, 0.5
 """A large fleet reports all the time: the leader rests for so many times what its look took, so that it does not look all the time."""
 
@@ -66,13 +69,19 @@ class Conductor:
         self._looked_on: float | None = None
         self._seen = Seen()
         self._token = 0
-        self._told: dict[str, str] = {}
+        self._unopened: Unopened | None = None
+        self._problem: str | None = None
+        self._telling: dict[str, Telling] = {}
         self._rests_until = 0.0
 
     @property
     def problem(self) -> str | None:
         """Why a rollout could not be opened; None where nothing speaks against it."""
-        return self._told.get("open")
+        return self._problem
+
+    @property
+    def _is_telling(self) -> bool:
+        return not all(telling.done for telling in self._telling.values())
 
     def conduct(self) -> float:
         """Look, and give orders until there is nothing to order; the seconds after which to look again."""
@@ -85,7 +94,14 @@ class Conductor:
             if pause is not None:
                 ended = time.monotonic()
                 self._rests_until = ended + min(_LONGEST_REST, _RESTS * (ended - began))
-                return pause
+                return min(pause, _SENDING) if self._is_telling else pause
+
+    def note(self) -> None:
+        """Note what has been sent since the last look: the last word of one that will not look again."""
+        leader = self._leading.leads() if self._telling else None
+        if leader is not None:
+            fleet, now = self._leading.fleet(), Now(self._wall(), time.monotonic())
+            self._note(self._leading.writes(leader), fleet, self._tell(fleet, now))
 
     def _once(self) -> float | None:
         leader = self._leading.leads()
@@ -117,9 +133,9 @@ class Conductor:
             status=report(fleet, desired, now, self._alarm_after()),
         )
         self._seen = watch(self._seen, fleet, now)
-        self._alarms(fleet, now)
         order = lead(desired, fleet, self._seen, now)
         try:
+            self._note(writes, fleet, self._tell(fleet, now))
             if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
                 writes.note_revision(fleet.noted, desired.revision.id)
             return self._give(order, writes, desired, fleet)
@@ -163,25 +179,9 @@ class Conductor:
             case Stop(rollout, message):
                 log.error("stops the rollout: %s", message, extra={"rollout": rollout.id})
                 writes.stop(rollout, message)
-                self._tell(
-                    Event(
-                        "rollout_failed",
-                        f"rollout of {rollout.version[:12]} stopped: {message}",
-                        rollout.version,
-                        rollout.id,
-                    )
-                )
             case Finish(rollout, message):
                 log.info("finishes the rollout: %s", message, extra={"rollout": rollout.id})
                 writes.finish(rollout, message, timestamp(self._wall()))
-                self._tell(
-                    Event(
-                        "rollout_complete",
-                        f"rollout of {rollout.version[:12]}: {message}",
-                        rollout.version,
-                        rollout.id,
-                    )
-                )
             case _:
                 assert_never(order)
         return None
@@ -195,16 +195,15 @@ class Conductor:
             wanted = wanted_pins(desired, known, rollout.servers)
             pins = resolve(wanted, rollout.version, self._resolvers)
         except ReconcilerError as error:
-            is_new = self._told.get("open") != str(error)
-            self._told["open"] = str(error)
-            if isinstance(error, Unavailable):
+            is_new, self._problem = self._problem != str(error), str(error)
+            if not isinstance(error, Unfetchable):
                 raise  # nothing is wrong with the revision: what is missing is said, and it is tried again
+            self._unopened = Unopened(rollout.version, str(error))
             self._publisher.update(refusal=str(error), refused=rollout.version)
             log.error("%s", error, extra={"revision": rollout.version, "anew": is_new})
-            if is_new:
-                self._tell(Event("revision_refused", str(error), rollout.version))
+            self._tell(fleet, Now(self._wall(), time.monotonic()))
             return _RETRY
-        self._told.pop("open", None)
+        self._problem = self._unopened = None
         self._publisher.update(refusal=None, refused=None)
         log.info(
             "opens a rollout on servers %s",
@@ -217,45 +216,24 @@ class Conductor:
             if group.reboot.slots is not None
         }
         writes.open_rollout(fleet, rollout, pins, slots, timestamp(self._wall()))
-        self._tell(
-            Event(
-                "rollout_opened",
-                f"rollout of {rollout.version[:12]} opened on {len(rollout.servers)} servers",
-                rollout.version,
-                rollout.started_at,
-            )
-        )
         return None
 
-    def _alarms(self, fleet: Fleet, now: Now) -> None:
-        """Say once of each: a rollout that a person stopped, a revision refused, a git that does not answer, a slot held
-        longer than it should be.
-        """
-        state, alarm_after = self._follower.state, self._alarm_after()
-        current: dict[str, Event] = {}
-        rollout = fleet.rollout
-        if rollout and rollout.unfinished and rollout.stop and rollout.stopped_by != "leader":
-            why = f": {rollout.message}" if rollout.message else ""
-            text = f"rollout of {rollout.version[:12]} was stopped by {rollout.stopped_by or 'somebody'}{why}"
-            current[f"stopped {rollout.id}"] = Event("rollout_stopped", text, rollout.version, rollout.id)
-        if state.refusal:
-            current["refused"] = Event("revision_refused", state.refusal, state.refused or "")
-        if state.unavailable and state.since is not None and now.monotonic - state.since > alarm_after:
-            current["git"] = Event("fetch_overdue", state.unavailable)
-        for lock in fleet.locks.values():
-            for holder in lock.holders:
-                age = now.wall - holder.start_time
-                if holder.start_time and age > alarm_after:
-                    text = f"{holder.machine_id} (server {holder.lrn}) has held a slot of lock group {lock.group} for {age:.0f} s"
-                    current[f"holder {lock.group} {holder.machine_id} {holder.start_time}"] = Event(
-                        "holder_overdue", text, server=holder.lrn
-                    )
-        for name, event in current.items():
-            if name not in self._told or (name == "refused" and self._told[name] != event.text):
-                self._tell(event)
-                self._told[name] = event.text
-        for name in [name for name in self._told if name != "open" and name not in current]:
-            del self._told[name]
+    def _tell(self, fleet: Fleet, now: Now) -> Set[str]:
+        """Tell people what stands and they have not been told of; the names of all that stands."""
+        events = standing(fleet, self._follower.state, self._unopened, now, self._alarm_after())
+        for name in [name for name, telling in self._telling.items() if telling.done]:
+            if name in fleet.told.names or name not in events:
+                del self._telling[name]
+        for name, event in events.items():
+            if name not in fleet.told.names and name not in self._telling:
+                self._telling[name] = self._notifier.tell(event)
+        return events.keys()
 
-    def _tell(self, event: Event) -> None:
-        self._notifier.tell(event)
+    def _note(self, writes: LeaderWrites, fleet: Fleet, current: Set[str]) -> None:
+        """Note what has been sent: only then is it told, whoever asks later."""
+        sent = {name for name, telling in self._telling.items() if telling.done}
+        told = replace(
+            fleet.told, names=still_told(fleet.told.names | sent, current, fleet, self._follower.state)
+        )
+        if told != fleet.told and not fleet.neco_at_work:
+            writes.note_told(told)

@@ -63,6 +63,21 @@ class Addresses:
         return self.slack if channel == "slack" else self.webhook
 
 
+class Telling:
+    """One event on its way to each of the channels."""
+
+    def __init__(self) -> None:
+        self._left = set(_BODIES)
+
+    @property
+    def done(self) -> bool:
+        """Whether each channel has sent it, has given it up, or has nowhere to send it to."""
+        return not self._left
+
+    def end(self, channel: Channel) -> None:
+        self._left.discard(channel)
+
+
 class Notifier:
     """Sends events in their order. `addresses` is asked anew for each: settings change without a restart.
 
@@ -75,42 +90,56 @@ class Notifier:
     ) -> None:
         self._addresses, self._timeout, self._pause = addresses, timeout, pause
         self._ending = threading.Event()
-        self._lines = [self._line(name, body) for name, body in _BODIES.items()]
+        self._lines = {name: self._line(name, body) for name, body in _BODIES.items()}
 
-    def tell(self, event: Event) -> None:
-        """Queue `event`; never waits. One too many is dropped, and the log says so."""
-        for waiting, _ in self._lines:
+    def tell(self, event: Event) -> Telling:
+        """Queue `event` for the channels that have an address; never waits. One too many is dropped, and the log says so."""
+        telling = Telling()
+        for name, (waiting, _) in self._lines.items():
+            if self._leads_nowhere(name):
+                telling.end(name)
+                continue
             try:
-                waiting.put_nowait(event)
+                waiting.put_nowait((event, telling))
             except queue.Full:
                 log.warning("a notification is dropped, the queue is full: %s", event.text)
+                telling.end(name)
+        return telling
+
+    def _leads_nowhere(self, channel: Channel) -> bool:
+        # What is wrong with an address is said where it is used.
+        with contextlib.suppress(Exception):
+            return self._addresses().of(channel) is None
+        return False
 
     def close(self, timeout: float = 5.0) -> None:
         """Send what is queued, for at most `timeout` seconds; from now on no retry is waited for."""
         self._ending.set()
         deadline = time.monotonic() + timeout
-        for waiting, thread in self._lines:
+        for waiting, thread in self._lines.values():
             with contextlib.suppress(queue.Full):
                 waiting.put(None, timeout=max(0.0, deadline - time.monotonic()))
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _line(self, name: Channel, body: Body) -> tuple[queue.Queue[Event | None], threading.Thread]:
+    def _line(self, name: Channel, body: Body) -> tuple[Line, threading.Thread]:
         """A channel's queue, and the thread that sends what is in it."""
-        waiting: queue.Queue[Event | None] = queue.Queue(_QUEUE)
+        waiting: Line = queue.Queue(_QUEUE)
         thread = threading.Thread(
             target=self._send_all, args=(name, body, waiting), name=f"notify-{name}", daemon=True
         )
         thread.start()
         return waiting, thread
 
-    def _send_all(self, name: Channel, body: Body, waiting: queue.Queue[Event | None]) -> None:
-        while (event := waiting.get()) is not None:
+    def _send_all(self, name: Channel, body: Body, waiting: Line) -> None:
+        while (queued := waiting.get()) is not None:
+            event, telling = queued
             try:
                 addresses = self._addresses()
                 if address := addresses.of(name):
                     self._post(address, body(event), addresses.proxy)
             except Exception as error:  # whatever it is, telling people must not end the agent
                 log.warning("cannot send a notification (%s): %s", type(error).__name__, event.text)
+            telling.end(name)
 
     def _post(self, address: str, body: dict[str, object], proxy: str | None) -> None:
         """Send one body, with retries where the failure may pass. `proxy` None: as the environment says."""
@@ -137,6 +166,9 @@ class Notifier:
                 log.warning("a notification was not taken (%s, try %d): %s", what, attempt, body["text"])
                 return
             self._ending.wait(self._pause * 2 ** (attempt - 1))
+
+
+Line = queue.Queue[tuple[Event, Telling] | None]
 
 
 def _as_it_is(event: Event) -> dict[str, object]:

@@ -83,7 +83,7 @@ class Worker:
         read: Callable[[], Server],
         publisher: Publisher,
         drift_interval: Callable[[], float] = lambda: 600.0,
-        tell: Callable[[Event], None] = lambda event: None,
+        tell: Callable[[Event], object] = lambda event: None,
         wall: Callable[[], float] = time.time,
         may_reboot: bool = True,
         at_rest: Callable[[], None] = lambda: None,

@@ -121,7 +121,7 @@ def readable(keys: Keys) -> list[Grant]:
         keys.lock,
         keys.lock_history,
     ]
-    ones = [keys.noted, keys.pause, *(setting.key for setting in keys.settings)]
+    ones = [keys.noted, keys.told, keys.pause, *(setting.key for setting in keys.settings)]
     return [("read", key) for key in (*folders, *ones)]
 
 
@@ -146,7 +146,8 @@ def agent(keys: Keys, lrn: int, fleet: Fleet) -> list[Grant]:
 
 def leader(keys: Keys, fleet: Fleet) -> list[Grant]:
     """What a leader writes; an agent with `--no-lead` does not need it."""
-    written = [keys.election, keys.rollout, keys.phase, keys.pins, keys.noted, keys.pause, keys.history]
+    status = [keys.rollout, keys.phase, keys.pins, keys.noted, keys.told]
+    written = [keys.election, *status, keys.pause, keys.history]
     written += [keys.semaphore(group) for group in _groups(fleet)]
     return [("readwrite", key) for key in (*written, *_any_group(keys, fleet))]
 

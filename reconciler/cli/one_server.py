@@ -24,6 +24,7 @@ from reconciler.cli.parts import host
 from reconciler.cli.this_server import this_server
 from reconciler.core.published import Published
 from reconciler.core.state import Desired, Settings
+from reconciler.errors import ReconcilerError
 from reconciler.host.alone import hold
 from reconciler.host.driver import Progress, silent
 
@@ -62,9 +63,11 @@ def one_server(options: Options, store: Store, desired: Desired, settings: Setti
         try:
             yield OneServer(worker, conductor, ending, bell)
         finally:
+            server.notifier.close()
+            with contextlib.suppress(ReconcilerError):  # else a leader after this one tells it once more
+                conductor.note()
             leading.resign()
             server.writing.close()
-            server.notifier.close()
             os.close(lock)
 
 

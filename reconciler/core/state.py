@@ -317,6 +317,14 @@ class Agent:
 
 
 @dataclass(frozen=True, slots=True)
+class Told:
+    """`leader/told`: the names of what stands and people have been told of."""
+
+    names: frozenset[str] = frozenset()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Leader:
     """The first in the line under `leader/updater//`; `token` is its key's create revision, which fences its writes."""
 
@@ -391,6 +399,7 @@ class Fleet:
     steps: Mapping[int, Mapping[str, StepRecord]] = field(default_factory=dict)
     leader: Leader | None = None
     agents: tuple[Agent, ...] = ()
+    told: Told = Told()
     pause: Notice | None = None
     settings: Settings = Settings()
     locks: Mapping[str, Lock] = field(default_factory=dict)

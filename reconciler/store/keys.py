@@ -87,6 +87,11 @@ class Keys:
         return (lrn, lease) if lrn is not None and lease else None
 
     @property
+    def told(self) -> str:
+        """What people have been told of: so that the next leader does not tell them again."""
+        return f"{self.prefix}leader/told"
+
+    @property
     def neco_workers(self) -> str:
         """Where Neco's workers show themselves: read for this only."""
         return f"{self.prefix}leader/worker/"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from reconciler.core.artifact import Pin
-from reconciler.core.state import PREFETCH_WAVE, Fleet, Leader, Lock, OpenPhase, Rollout
+from reconciler.core.state import PREFETCH_WAVE, Fleet, Leader, Lock, OpenPhase, Rollout, Told
 from reconciler.store.client import Client
 from reconciler.store.commit import Guard, commit, require
 from reconciler.store.keys import Keys
@@ -33,6 +33,7 @@ from reconciler.wire.records import (
     encode_phase,
     encode_pins,
     encode_rollout,
+    encode_told,
 )
 
 HISTORY = 100
@@ -56,6 +57,11 @@ class LeaderWrites:
         write = put(key, revision)
         guards = [self._token(), Guard(compare, "another revision has been noted meanwhile")]
         require("note the newest revision", commit(self.client, guards, [write], witness=write))
+
+    def note_told(self, told: Told) -> None:
+        """Note what people have been told of."""
+        write = put(self.keys.told, encode_told(told))
+        require("note what has been told", commit(self.client, [self._token()], [write], witness=write))
 
     def open_rollout(
         self, fleet: Fleet, rollout: Rollout, pins: Mapping[str, Pin], slots: Mapping[str, int], at: str

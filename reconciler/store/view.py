@@ -25,8 +25,10 @@ from reconciler.core.state import (
     ServerStatus,
     Settings,
     StepRecord,
+    Told,
     Waiter,
 )
+from reconciler.errors import Corrupt
 from reconciler.store.client import Client
 from reconciler.store.keys import DEFAULT_GROUP, Keys, artifact_in, number_in
 from reconciler.store.transaction import Item, KeyRange, oldest_under, one, under
@@ -44,6 +46,7 @@ from reconciler.wire.records import (
     decode_rollout,
     decode_status,
     decode_step,
+    decode_told,
 )
 from reconciler.wire.settings import decode_settings
 
@@ -64,6 +67,7 @@ def read_fleet(
         "status": under(keys.status),
         "election": oldest_under(keys.election, 1),
         "agents": under(keys.agents),
+        "told": one(keys.told),
         "workers": oldest_under(keys.neco_workers, 1, keys_only=True),
         "pause": one(keys.pause),
         "lock": under(keys.lock),
@@ -105,6 +109,7 @@ def read_fleet(
         steps=_steps(keys, found.get("steps", ())),
         leader=_leader(found["election"]),
         agents=_agents(keys, found["agents"]),
+        told=_told(_first(found["told"])),
         pause=_notice(found["pause"]),
         settings=_settings(keys, snapshot.items[len(ranges) :]),
         locks=_locks(keys, found["lock"]),
@@ -226,6 +231,14 @@ def _phase(item: Item | None) -> OpenPhase | None:
 
 def _status(item: Item) -> ServerStatus:
     return decode_status(item.value, item.key, item.mod_revision)
+
+
+def _told(item: Item | None) -> Told:
+    """What nobody can read counts as nothing told: a notification must never hold up a rollout."""
+    try:
+        return decode_told(item.value, item.key) if item else Told()
+    except Corrupt:
+        return Told()
 
 
 def _notice(items: tuple[Item, ...]) -> Notice | None:

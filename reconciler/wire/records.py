@@ -25,6 +25,7 @@ from reconciler.core.state import (
     Rollout,
     ServerStatus,
     StepRecord,
+    Told,
     Wave,
 )
 from reconciler.wire.artifact import artifact_from_fields, artifact_json
@@ -292,6 +293,17 @@ def decode_agent(text: str | bytes, key: str, lrn: int, lease: str, create_revis
         fields.integer("drift", 0),
         fields.boolean("reboot_required", False),
     )
+
+
+def encode_told(told: Told) -> str:
+    """`leader/told`."""
+    return encode({"told": sorted(told.names)}, told.extra)
+
+
+def decode_told(text: str | bytes, key: str) -> Told:
+    """`leader/told`."""
+    fields = Fields(decode(text, key), key)
+    return Told(frozenset(fields.texts("told")), fields.rest)
 
 
 def encode_machine(machine: Machine) -> str:

@@ -16,7 +16,7 @@ from reconciler.agent.follow import Follower, Following
 from reconciler.agent.hands import Hands
 from reconciler.agent.leader import Conductor
 from reconciler.agent.leading import Leading
-from reconciler.agent.notify import Addresses, Notifier
+from reconciler.agent.notify import Addresses, Event, Notifier, Telling
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.worker import Worker
 from reconciler.agent.writing import Identity, Writing, with_its_slot
@@ -160,6 +160,18 @@ class GivenRevisions(Follower):
         self._place.entered.append(id)
 
 
+class HeardNotifier(Notifier):
+    """Tells at once; what people heard is the place's to keep. The points of the fate around it are those of the writes."""
+
+    def __init__(self, place: Place) -> None:
+        super().__init__(Addresses)
+        self._place = place
+
+    def tell(self, event: Event) -> Telling:
+        self._place.told.append(event)
+        return super().tell(event)
+
+
 class Agent:
     """One agent's process, driven by hand: `step` is one pass of each of its loops."""
 
@@ -214,7 +226,7 @@ class Agent:
 
         self.worker = Worker(hands, self.writing, self.follower, read, publisher, wall=hands.wall)
         self.leading = Leading(self.client, keys, f"boot-{place.lrn}", 30.0, lambda: None)
-        self.notifier = Notifier(lambda: Addresses())
+        self.notifier = HeardNotifier(place)
         self.conductor = Conductor(
             self.leading, self.follower, drivers, publisher, self.notifier, alarm_after=lambda: 600.0
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reconciler.agent.notify import Event
 from reconciler.core.artifact import OS_IMAGE, Artifact, Image, Key, Known, Pin, reference
 from reconciler.errors import HostError, Unfetchable
 from reconciler.host.driver import Host, Progress, silent
@@ -75,6 +76,8 @@ class Place:
     before: dict[Key, Image] = field(default_factory=dict)
     images: dict[Key, Image] = field(default_factory=dict)
     journal: list[Entry] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
+    """What its agent has told people."""
     wall: float = 1_700_000_000.0
     """The time that its agent sees; 22:13 UTC on a Tuesday."""
     lies: set[Key] = field(default_factory=set)
@@ -116,6 +119,8 @@ class SimulatedDriver:
         return artifact.version
 
     def resolve(self, artifact: Artifact) -> Pin | None:
+        if problem := self._place.fails.get(f"resolve {artifact.key.subject}"):
+            raise HostError(problem)
         return Pin(f"sha256:{0:064x}", "nowhere") if reference(artifact) else None
 
     def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:

@@ -18,7 +18,7 @@ from reconciler.core.state import (
     RolloutPolicy,
     ServerGroup,
 )
-from reconciler.store.view import read_fleet
+from reconciler.store.view import read_fleet, read_history
 from tests.conftest import Etcd
 from tests.fleet.checker import prove
 from tests.fleet.simulated import Fate, SimulatedFleet
@@ -80,8 +80,9 @@ def upgrade(
             fleet.start(lrn, fate if lrn == who else None)
         for _ in range(60):
             fleet.step()
-            rollout = read_fleet(etcd.client, etcd.keys).rollout
-            if rollout and rollout.outcome == "complete" and len(rollout.servers) == 2:
+            seen = read_fleet(etcd.client, etcd.keys)
+            rollout = seen.rollout
+            if rollout and f"complete {rollout.id}" in seen.told.names and len(rollout.servers) == 2:
                 break
     finally:
         fleet.end()
@@ -102,11 +103,24 @@ def judge(fleet: SimulatedFleet, fate: Fate) -> None:
         assert {key: item.version for key, item in seen.recorded[lrn].items()} == versions, at
         assert all(record.state == "done" for record in seen.steps[lrn].values()), at
         assert_nothing_twice(fleet, lrn, at)
+    assert_told(fleet, fate, at)
     assert all(not lock.holders and not lock.semaphore.holders for lock in seen.locks.values()), at
     place = fleet.places[0]
     assert place.boots == 1 and place.staged is None and not place.stopped, at
     hooks = Counter((place.host.root / "hooks").read_text().split())
     assert all(1 <= hooks[name] <= 2 for name in ("drain", "undrain", "unseal")), f"{at}: {hooks}"
+
+
+def assert_told(fleet: SimulatedFleet, fate: Fate, at: str) -> None:
+    """Each rollout's beginning and end: never lost, and a second time only by one that was killed in between."""
+    told: Counter[tuple[str, str]] = Counter(
+        (event.event, event.rollout) for place in fleet.places.values() for event in place.told
+    )
+    for past in read_history(fleet.admin, fleet.keys):
+        for kind in ("rollout_opened", *(["rollout_complete"] if past.outcome == "complete" else [])):
+            assert 1 <= told[kind, past.started] <= (2 if fate.chosen else 1), (
+                f"{at}: {kind} of {past}: {told}"
+            )
 
 
 STEPS = {
@@ -183,6 +197,7 @@ def test_the_lead_is_lost_before_each_write_of_the_leader(etcd: Etcd, tmp_path: 
         "before writing status/current",
         "before writing status/phase",
         "before writing info/neco-release",
+        "before writing leader/told",
     )
     for chosen in [number for number, name in enumerate(fate.points, 1) if name in leaders]:
         upgrade(etcd, tmp_path, Fate(chosen), trouble=loses_the_lead)

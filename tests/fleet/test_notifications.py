@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from reconciler.core.semaphore import Holder
+from reconciler.core.state import Told
 from reconciler.store.lock import RebootLock
 from tests.fleet.fleet import Servers, with_shell
 from tests.fleet.test_failures import FAILS
@@ -29,6 +30,11 @@ def told(servers: Servers, receiver: Receiver, kind: str, holds: str = "") -> st
 
     (text,) = servers.wait(f"{kind} is told", found)
     return text
+
+
+def holder_named(told: Told) -> list[str]:
+    """The notes that a slot is held for too long."""
+    return [name for name in told.names if name.startswith("holder ")]
 
 
 def test_each_kind_of_event_is_told_once_on_both_channels(servers: Servers, receiver: Receiver) -> None:
@@ -80,9 +86,23 @@ def test_each_kind_of_event_is_told_once_on_both_channels(servers: Servers, rece
     assert "server 7" in overdue and "f" * 32 in overdue
 
     assert {"text": opened} in receiver.bodies and {"text": overdue} in receiver.bodies
-    events = [(body["text"], body.get("rollout")) for body in receiver.events()]
+    # Whoever leads next tells what is new, and nothing that stood before.
+    noted = servers.wait("it is noted", lambda: found if holder_named(found := servers.view().told) else None)
+    former = servers.leader()
+    former.kill()
+    last = servers.push({"tool": "5.0"})
+    servers.wait("another one leads", lambda: servers.leader() is not former)
+    servers.start(former)
+    servers.wait_for_end(last)
+    assert "3 of 3" in told(servers, receiver, "rollout_complete", last[:12])
+    assert holder_named(servers.view().told) == holder_named(noted)
+    # How long the slot has been held is another text each time; a server's drift is its own agent's to tell.
+    events = [
+        (body["event"], body.get("revision"), body.get("rollout"))
+        for body in receiver.events()
+        if body["event"] != "drift"
+    ]
     assert len(set(events)) == len(events), "each once"
-    servers.wait_for_end(servers.push({"tool": "5.0"}))
     held = RebootLock(servers.etcd.client, servers.etcd.keys).holder_of(lost.machine_id)
     assert held and RebootLock(servers.etcd.client, servers.etcd.keys).release(held)
 
