@@ -165,19 +165,24 @@ def test_a_snapshot_stands_for_etcd(command: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("revision")
-def test_nothing_is_written_by_looking(command: Command, etcd: Etcd) -> None:
-    """Promise 13, and no lease either: etcd's revision stays where it is."""
+def test_nothing_is_written_by_looking(command: Command, etcd: Etcd, host: Host) -> None:
+    """Promise 13, and no lease either: etcd's revision stays where it is, and so does every file of the host."""
 
     def etcd_revision() -> Any:
         found = json.loads(etcdctl(etcd.endpoint, "get", "nothing", "--write-out", "json"))
         leases = etcdctl(etcd.endpoint, "lease", "list")
         return found["header"]["revision"], leases
 
-    before = etcd_revision()
+    def files() -> dict[Path, int]:
+        """Each file of the host and of this host's memory, and when it was written. git's mirror may be made."""
+        below = [path for place in (host.root, command.state_dir) for path in place.rglob("*")]
+        return {path: path.lstat().st_mtime_ns for path in below if "git" not in path.parts}
+
+    before = etcd_revision(), files()
     for words in ("--dry-run", "--dry-run --all", "status", "snapshot", "drift", "history", "lock status",
                   "server list", "config list", "config explain", "validate", "diff HEAD HEAD"):  # fmt: skip
         command(*words.split())
-    assert etcd_revision() == before
+    assert (etcd_revision(), files()) == before
 
 
 # --- exit statuses --------------------------------------------------------------------------------------------------
