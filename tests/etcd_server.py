@@ -15,17 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.etcd_users import ROOT, Users
+from tests.ports import free_ports
 
 READY_WITHIN = 20.0
-
-
-def free_ports(number: int) -> list[int]:
-    """TCP ports of 127.0.0.1 on which nothing listens now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for bound in sockets:
-            bound.bind(("127.0.0.1", 0))
-        return [bound.getsockname()[1] for bound in sockets]
 
 
 def etcdctl(

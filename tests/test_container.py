@@ -30,8 +30,8 @@ from tests import podman
 from tests.conftest import Etcd
 from tests.debian_base import BUNDLE, base_archive, unpack
 from tests.debs import DebSpec, build, state
-from tests.etcd_server import free_ports
 from tests.etcd_users import agent
+from tests.ports import free_ports
 from tests.release_server import ReleaseServer
 
 ROOT = Path(__file__).parent.parent

@@ -21,7 +21,8 @@ from tests.cli.command import Command, Ran
 from tests.cli.git import FILE, SET, Repository, artifacts
 from tests.conftest import Etcd
 from tests.debs import DebSpec, build, state
-from tests.etcd_server import etcdctl, free_ports
+from tests.etcd_server import etcdctl
+from tests.ports import free_ports
 from tests.registry import registry
 from tests.release_server import ReleaseServer
 

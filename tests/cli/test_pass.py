@@ -28,7 +28,8 @@ from tests.etcd_server import etcdctl
 from tests.flatcar_server import INITRD, KERNEL
 from tests.flatcar_server import release_server as flatcar_server
 from tests.podman import podman
-from tests.registry import Registry, free_port, registry
+from tests.ports import free_port
+from tests.registry import Registry, registry
 from tests.release_server import ReleaseServer
 from tests.store.fleet import serve
 

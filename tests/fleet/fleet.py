@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,9 @@ from tests.cli.command import Command, of
 from tests.conftest import Etcd
 from tests.debs import DebSpec, bare_host, build
 from tests.etcd_users import OPERATOR, agent
+from tests.fleet.checker import prove
 from tests.fleet.machine import Machine, with_shell
+from tests.podman import podman_below
 from tests.release_server import ReleaseServer
 
 __all__ = ["TTL", "WITHIN", "Machine", "Servers", "running", "with_shell"]
@@ -51,6 +53,9 @@ class Servers:
     reboot_required: str = "/var/run/reboot-required"
     wrapper: tuple[str, ...] = ()
     """A command that the agents are started by."""
+    planted: list[range] = field(default_factory=list)
+    """The etcd revisions between which a test had broken the lock by hand."""
+    podmans: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     def __post_init__(self) -> None:
         _git(self.directory, "init", "--quiet", "--bare", "--initial-branch=main", str(self.repository))
@@ -150,6 +155,13 @@ class Servers:
         self._reboot_script(machine, new_boot=True)
         self.machines.setdefault(lrn, machine)
         return machine
+
+    def give_podman(self, *servers: int | Machine) -> None:
+        """Each has a podman of its own from its agent's next start on, for as long as the fleet is there."""
+        for server in servers:
+            machine = self.machines[server] if isinstance(server, int) else server
+            environment = self.podmans.enter_context(podman_below(machine.directory / "podman"))
+            machine.environment = {**machine.environment, **environment}
 
     def start(self, *servers: int | Machine) -> None:
         """Start the agents of these servers, or of all."""
@@ -318,6 +330,17 @@ class Servers:
             assert self.machines[lrn].deb(name) == ""
             assert f"deb/{name}" not in self.recorded(lrn)
 
+    def prove(self) -> None:
+        """Promises 1 and 8, by the history of the reboot lock and by the hosts."""
+        prove(self.etcd.client, self.etcd.keys, self.etcd.since, self.planted)
+        self.prove_recorded()
+
+    def compact(self, revision: int) -> None:
+        """Have etcd forget all that was before an etcd revision. What is forgotten was judged before."""
+        prove(self.etcd.client, self.etcd.keys, self.etcd.since, self.planted)
+        self.etcd.server.etcdctl("compact", "--physical", str(revision))
+        self.etcd = replace(self.etcd, since=revision)
+
     def prove_recorded(self) -> None:
         """Promise 8: what etcd records as installed is on the host, unless a step is under way that changes just that."""
         fleet = self.view()
@@ -328,8 +351,8 @@ class Servers:
                 if record.state != "done" and ":change" in id
             }
             for key, installed in recorded.items():
-                if key.kind == "deb" and installed.detail and key.subject not in changing:
-                    assert self.machines[lrn].deb(key.name) == f"ii {installed.detail.found}"
+                if installed.detail and key.subject not in changing:
+                    self.machines[lrn].must_have(installed)
 
     def complete(self, lrn: int) -> bool:
         fleet = self.view()
@@ -351,13 +374,18 @@ class Servers:
 
 @contextlib.contextmanager
 def running(etcd: Etcd, directory: Path, host: str = "127.0.0.1") -> Iterator[Servers]:
-    """A fleet without servers yet, which fetches from `host`; at the end its agents are ended."""
+    """A fleet without servers yet, which fetches from `host`. At the end its agents are ended, and promises 1 and 8 must have been kept.
+
+    Every fleet of the tests is made here, so none goes unproven.
+    """
     with ReleaseServer(directory / "releases", host=host).serving() as releases:
         servers = Servers(etcd, directory, releases)
-        try:
-            yield servers
-        finally:
-            servers.end()
+        with servers.podmans:
+            try:
+                yield servers
+            finally:
+                servers.end()
+            servers.prove()
 
 
 def _git(directory: Path, *words: str) -> str:

@@ -11,8 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from reconciler.core.artifact import Image, OsImage
+from reconciler.core.state import Installed
 from reconciler.host.driver import Host
 from tests.debs import state
+from tests.podman import podman
+
+NETBOOT = "/var/lib/netboot"
 
 
 @dataclass
@@ -90,8 +95,38 @@ class Machine:
 
     @property
     def os(self) -> str:
-        """The OS that runs, where its hooks are installed."""
-        return (self.directory / "os").read_text().strip()
+        """The OS that runs, where its hooks are installed; else the one that others boot from here."""
+        running = self.directory / "os"
+        return running.read_text().strip() if running.exists() else str(self.netboot.readlink())
+
+    @property
+    def netboot(self) -> Path:
+        """The link to the OS image that is published."""
+        return self.root / NETBOOT.lstrip("/") / "current"
+
+    def image(self, image: Image, digest: str) -> str:
+        """The digest of what its container runs from; `digest` where one that is only kept is there; nothing if it is not."""
+        if image.container:
+            argv = ("container", "inspect", image.name, "--format", "{{.ImageDigest}}")
+            return podman(self.environment, *argv).strip()
+        listed = podman(self.environment, "images", "--digests", "--format", "{{.Digest}}", check=True)
+        return digest if digest in listed.split() else ""
+
+    def must_have(self, installed: Installed) -> None:
+        """Promise 8: dpkg, podman or the files themselves show what etcd records as installed."""
+        detail = installed.detail
+        assert detail is not None
+        match detail.desired:
+            case Image() as image:
+                recorded = detail.found.split()[0]
+                found = self.image(image, recorded)
+            case OsImage() as image:
+                recorded, found = image.version, self.os
+            case deb:
+                recorded, found = f"ii {detail.found}", self.deb(deb.name)
+        assert found == recorded, (
+            f"server {self.lrn}: {installed.key.subject} is recorded as {recorded}, found {found or 'nothing'}"
+        )
 
     def os_hooks(self, current: str) -> None:
         """The hooks of the `command` driver, over two files that the reboot command knows."""

@@ -14,10 +14,11 @@ from typing import Any
 
 from tests.flatcar_server import KERNEL, release_server
 from tests.fleet.fleet import Machine, Servers
-from tests.podman import podman, podman_below
-from tests.registry import Registry, free_port, registry
+from tests.fleet.machine import NETBOOT
+from tests.podman import podman
+from tests.ports import free_port
+from tests.registry import Registry, registry
 
-NETBOOT = "/var/lib/netboot"
 OS = {"1": "3139.2.1", "2": "3227.2.0"}
 """The OS image that goes with each version of the others."""
 
@@ -86,14 +87,13 @@ def one_of_each(servers: Servers, directory: Path, *arguments: str) -> Iterator[
     with (
         registry(directory / "registry") as images,
         release_server(directory / "flatcar") as flatcar,
-        podman_below(directory / "podman") as environment,
     ):
         for version, os_version in OS.items():
             images.push("web", version)
             images.push("kept", version, f"kept {version}")
             flatcar.release("stable", os_version)
         machine = servers.add(0, "--flatcar-url", flatcar.url, *arguments)
-        machine.environment = environment
+        servers.give_podman(machine)
         servers.start()
         yield OneOfEach(servers, images, free_port())
         servers.end()

@@ -20,7 +20,7 @@ from reconciler.agent.notify import Addresses, Event, Notifier, Telling
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.worker import Worker
 from reconciler.agent.writing import Identity, Writing, with_its_slot
-from reconciler.core.artifact import Artifact, Image, Kind
+from reconciler.core.artifact import Artifact, Image, Key, Kind
 from reconciler.core.published import Published
 from reconciler.core.state import Desired, Detail, Installed, Server
 from reconciler.errors import Ambiguous, Unavailable
@@ -31,9 +31,10 @@ from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
 from reconciler.store.serving import Found, recording
 from reconciler.store.transaction import Compare, Get, KeyRange, Operation, Put, Reply, Snapshot, put, under
-from reconciler.store.view import read_server
+from reconciler.store.view import read_fleet, read_server
 from tests import etcd_users
 from tests.conftest import Etcd
+from tests.fleet.checker import prove
 from tests.fleet.simulated_host import (
     Entry,
     Fate,
@@ -321,3 +322,20 @@ class SimulatedFleet:
     def end(self) -> None:
         for agent in self.agents.values():
             agent.bury()
+
+    def prove(self) -> None:
+        """Promises 1 and 8, by the history of the reboot lock and by the hosts, as of every fleet."""
+        prove(self.admin, self.keys, self.etcd.since)
+        for lrn, recorded in read_fleet(self.admin, self.keys).recorded.items():
+            for key, installed in recorded.items():
+                there = self.places[lrn].has.get(key)
+                assert there == installed.version or self._is_changing(lrn, key), (
+                    f"server {lrn}: {key.subject} is recorded as {installed.version}, found {there}"
+                )
+
+    def _is_changing(self, lrn: int, key: Key) -> bool:
+        steps = read_fleet(self.admin, self.keys).steps.get(lrn, {})
+        return any(
+            record.state != "done" and id.split(":")[1:3] == [key.subject, "change"]
+            for id, record in steps.items()
+        )

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from reconciler.core.artifact import Artifact, Container, Image, OsImage, ReleaseDeb
+from reconciler.core.state import Detail, Installed
 from reconciler.store.keys import Keys
+from reconciler.store.serving import Found, recording
 from reconciler.store.transaction import delete, put
 from tests.conftest import Etcd
 from tests.fleet.checker import Changed, faults, most_down, prove
+from tests.fleet.fleet import running
+from tests.fleet.simulated import SimulatedFleet
 
 KEYS = Keys("/f/", "lock")
 A, B = "a" * 32, "b" * 32
@@ -113,7 +120,7 @@ def test_how_many_were_down_at_once_does_not_believe_the_lock(changes: list[Chan
     assert most_down(changed(*changes), KEYS) == most
 
 
-def test_it_reads_the_whole_history_of_a_real_etcd(etcd: Etcd) -> None:
+def test_every_fleet_ends_with_the_whole_history_of_a_real_etcd(etcd: Etcd, tmp_path: Path) -> None:
     """A fault that was put right again long ago is found, with its etcd revision."""
     keys = etcd.keys
     one = '{"semaphore": 0, "max": 1, "holders": ["x"]}'
@@ -121,5 +128,45 @@ def test_it_reads_the_whole_history_of_a_real_etcd(etcd: Etcd) -> None:
     etcd.client.txn([], [put(keys.semaphore("default"), one), put(keys.holder("default", "x"), "{}")])
     wrong = etcd.client.txn([], [put(keys.semaphore("default"), two), put(keys.holder("default", "y"), "{}")])
     etcd.client.txn([], [put(keys.semaphore("default"), one), delete(keys.holder("default", "y"))])
-    with pytest.raises(AssertionError, match=f"etcd revision {wrong.revision}: .* y was added beyond max 1"):
+    said = f"etcd revision {wrong.revision}: .* y was added beyond max 1"
+    with pytest.raises(AssertionError, match=said):
         prove(etcd.client, keys, etcd.since)
+    # Every fleet of whole agents is made by `running`, and every other one is a SimulatedFleet.
+    with pytest.raises(AssertionError, match=said), running(etcd, tmp_path):
+        pass
+    with pytest.raises(AssertionError, match=said):
+        SimulatedFleet(etcd, tmp_path).prove()
+
+
+IMAGE = Image("web", "registry.example/web", "1")
+
+
+@pytest.mark.parametrize(
+    "artifact",
+    [
+        ReleaseDeb("tool", "acme", "tool", "v1.0"),
+        pytest.param(IMAGE, marks=pytest.mark.needs("podman")),
+        pytest.param(replace(IMAGE, container=Container()), marks=pytest.mark.needs("podman")),
+        OsImage("stable", "2"),
+    ],
+    ids=["deb", "kept image", "container", "OS image"],
+)
+def test_no_fleet_ends_with_a_record_of_what_is_not_there(
+    etcd: Etcd, tmp_path: Path, artifact: Artifact
+) -> None:
+    """Promise 8: each kind of artifact, recorded by hand and on no host."""
+    found = {"deb": "1.0", "image": f"sha256:{1:064x}", "os-image": "stable/2"}[artifact.key.kind]
+    detail = Detail(artifact, found, "a revision", "2026-01-01T00:00:00Z")
+    record = Installed(artifact.key, artifact.version, detail)
+    (tmp_path / "whole").mkdir()
+    said = f"{artifact.key.subject} is recorded as .*{found}, found "
+    with pytest.raises(AssertionError, match=said), running(etcd, tmp_path / "whole") as servers:
+        machine = servers.add(0)
+        machine.os_hooks("stable/1")
+        servers.give_podman(machine)
+        etcd.client.txn([], recording(etcd.keys, 0, Found((record,))))
+    simulated = SimulatedFleet(etcd, tmp_path)
+    simulated.add(0)
+    etcd.client.txn([], recording(etcd.keys, 0, Found((record,))))
+    with pytest.raises(AssertionError, match=f"{artifact.key.subject} is recorded as .*, found None"):
+        simulated.prove()

@@ -181,7 +181,7 @@ def test_promise_10_history_is_compacted_while_an_agent_hears_nothing(cluster: C
     revision = servers.push({"tool": "2.0"})
     servers.wait("the leader has done what it can", lambda: servers.recorded(leader))
     now = servers.etcd.client.read([one(servers.etcd.keys.rollout)]).revision
-    cluster.compact(now)
+    servers.compact(now)
     cluster.roads[deaf].closed = False
     cluster.roads[deaf].cut()
     servers.wait_for_end(revision)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Generic, TypeVar
 
 import pytest
@@ -14,14 +13,14 @@ import pytest
 from reconciler.store.client import Client
 from reconciler.store.keys import Keys
 from tests.conftest import Etcd, options
-from tests.etcd_server import EtcdServer, free_ports
+from tests.etcd_server import EtcdServer
 from tests.etcd_users import Users
 from tests.fleet import fleet
 from tests.fleet.daemon import ask
 from tests.fleet.fleet import Machine, Servers
 from tests.git_server import Server as GitServer
 from tests.git_server import https_server
-from tests.podman import podman_below
+from tests.ports import free_ports
 from tests.registry import Registry, registry
 from tests.web.agent import Authority
 
@@ -96,7 +95,7 @@ class Surroundings:
 
 
 @pytest.fixture(scope="module")
-def around(tmp_path_factory: pytest.TempPathFactory, etcd_users: Users) -> Iterator[Surroundings]:
+def surroundings(tmp_path_factory: pytest.TempPathFactory, etcd_users: Users) -> Iterator[Surroundings]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     directory = tmp_path_factory.mktemp("away")
@@ -105,7 +104,6 @@ def around(tmp_path_factory: pytest.TempPathFactory, etcd_users: Users) -> Itera
     with (
         EtcdServer(users=etcd_users) as server,
         Client(options(server)) as client,
-        podman_below(Path("/tmp") / f"away-{os.getpid()}") as environment,
         fleet.running(Etcd(server, Keys(), client), directory) as servers,
         ExitStack() as stack,
     ):
@@ -126,12 +124,18 @@ def around(tmp_path_factory: pytest.TempPathFactory, etcd_users: Users) -> Itera
         machine = servers.add(
             0, *(word for name, value in told.items() for word in (f"--{name}", str(value)))
         )
-        machine.environment = environment
+        servers.give_podman(machine)
         servers.start()
         made = Surroundings(servers, machine, server, git, images, pushes.address)
         made.goes_on(*made.push())
         yield made
         assert machine.terminate() == 0
+
+
+@pytest.fixture
+def around(surroundings: Surroundings) -> Iterator[Surroundings]:
+    yield surroundings
+    surroundings.servers.prove()
 
 
 def test_etcd_is_killed(around: Surroundings) -> None:

@@ -94,7 +94,7 @@ def rights(keys: Keys, user: str) -> list[tuple[str, ...]]:
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+def one_agent(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     if os.geteuid() != 0:
         pytest.skip("needs root")
     directory = tmp_path_factory.mktemp("secured")
@@ -145,6 +145,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
             assert machine.terminate() == 0
             for secret in ("token-one", "token-two", "hook-one", "hook-two", "git-one", "git-two", "rootpw"):
                 assert secret not in machine.log
+
+
+@pytest.fixture
+def secured(one_agent: Secured) -> Iterator[Secured]:
+    yield one_agent
+    one_agent.servers.prove()
 
 
 def _arguments(files: Path, git: GitServer) -> list[str]:

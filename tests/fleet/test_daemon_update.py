@@ -7,7 +7,6 @@ which starts it again from what is installed: as `Restart=always` does.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +23,7 @@ from tests.debs import DebSpec
 from tests.fleet.checker import history
 from tests.fleet.daemon import metric, wait_for_log
 from tests.fleet.fleet import Machine, Servers, with_shell
-from tests.podman import podman, podman_below
+from tests.podman import podman
 from tests.registry import registry
 
 WITHIN = 90.0
@@ -181,14 +180,11 @@ def test_an_agent_that_nobody_restarts_ends_in_order_by_itself(servers: Servers)
 @pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
 def test_its_own_container_is_replaced_from_outside(servers: Servers, tmp_path: Path) -> None:
     """The agent is killed in the middle, as its container's end would: the replacement goes on, and the new agent records it."""
-    with (
-        registry(tmp_path / "registry") as images,
-        podman_below(Path("/tmp") / f"own-{os.getpid()}") as environment,
-    ):
+    with registry(tmp_path / "registry") as images:
         for tag in ("1", "2"):
             images.push("web", tag)
         machine = servers.add(0)
-        machine.environment = environment
+        servers.give_podman(machine)
         servers.start()
         forever = "trap 'sleep 2; exit 0' TERM; while :; do sleep 1000 & wait $!; done"
         note = machine.directory / "state/replacement.json"
@@ -209,7 +205,7 @@ def test_its_own_container_is_replaced_from_outside(servers: Servers, tmp_path: 
             servers.start()
             servers.wait_for_end(revision, within=WITHIN)
             assert servers.recorded(0)["image/reconciler"] == tag
-            running = podman(environment, "ps", "--format", "{{.Names}} {{.Status}}", check=True)
+            running = podman(machine.environment, "ps", "--format", "{{.Names}} {{.Status}}", check=True)
             assert running.startswith("reconciler Up")
         assert machine.terminate() == 0
 

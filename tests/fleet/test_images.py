@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.fleet.fleet import Servers
-from tests.podman import podman, podman_below
+from tests.podman import podman
 from tests.registry import Registry, registry
 
 pytestmark = pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
@@ -21,14 +21,10 @@ def images(tmp_path: Path) -> Iterator[Registry]:
         yield running
 
 
-@contextlib.contextmanager
-def with_podman(servers: Servers, *lrns: int) -> Iterator[None]:
-    """Add these servers, each with a podman; their images are removed at the end."""
-    with contextlib.ExitStack() as stack:
-        for lrn in lrns:
-            machine = servers.add(lrn)
-            machine.environment = stack.enter_context(podman_below(machine.directory / "podman"))
-        yield
+def add_with_podman(servers: Servers, *lrns: int) -> None:
+    """Add these servers, each with a podman."""
+    for lrn in lrns:
+        servers.give_podman(servers.add(lrn))
 
 
 def kept(images: Registry, *names: str) -> dict[str, object]:
@@ -57,32 +53,31 @@ def test_a_tag_that_is_moved_during_a_rollout_is_the_same_content_for_all(
 ) -> None:
     """Also for a server that comes later: what some server has keeps its pin."""
     first = images.push("web", "1", "as the leader saw it")
-    with with_podman(servers, 0, 1, 2):
-        servers.start()
-        servers.wait_for_registered(0, 1, 2)
-        late = next(machine for machine in servers.machines.values() if machine is not servers.leader())
-        late.kill()
-        revision = servers.push(sets=[kept(images, "web:1")])
-        others = [lrn for lrn in range(3) if lrn != late.lrn]
+    add_with_podman(servers, 0, 1, 2)
+    servers.start()
+    servers.wait_for_registered(0, 1, 2)
+    late = next(machine for machine in servers.machines.values() if machine is not servers.leader())
+    late.kill()
+    revision = servers.push(sets=[kept(images, "web:1")])
+    others = [lrn for lrn in range(3) if lrn != late.lrn]
 
-        def fetched() -> bool:
-            statuses = servers.view().statuses
-            return all((status := statuses.get(lrn)) and status.step == 2 for lrn in others)
+    def fetched() -> bool:
+        statuses = servers.view().statuses
+        return all((status := statuses.get(lrn)) and status.step == 2 for lrn in others)
 
-        servers.wait("the others have fetched it", fetched)
-        moved = images.push("web", "1", "as somebody pushed it meanwhile")
-        assert moved != first
-        servers.start(late)
-        servers.wait_for_end(revision)
-        assert digests(servers, "web") == {lrn: {first} for lrn in range(3)}
-        pins = {pin.digest for pin in servers.view().pins.values()}
-        assert pins == {first}
+    servers.wait("the others have fetched it", fetched)
+    moved = images.push("web", "1", "as somebody pushed it meanwhile")
+    assert moved != first
+    servers.start(late)
+    servers.wait_for_end(revision)
+    assert digests(servers, "web") == {lrn: {first} for lrn in range(3)}
+    pins = {pin.digest for pin in servers.view().pins.values()}
+    assert pins == {first}
 
-        with with_podman(servers, 3):
-            servers.start(3)
-            servers.wait("server 3 is taken along", lambda: servers.recorded(3).get("image/web") == "1")
-            assert digests(servers, "web") == {lrn: {first} for lrn in range(4)}
-            servers.end()
+    add_with_podman(servers, 3)
+    servers.start(3)
+    servers.wait("server 3 is taken along", lambda: servers.recorded(3).get("image/web") == "1")
+    assert digests(servers, "web") == {lrn: {first} for lrn in range(4)}
 
 
 def test_a_registry_that_is_away_holds_up_only_what_it_is_needed_for(
@@ -91,22 +86,21 @@ def test_a_registry_that_is_away_holds_up_only_what_it_is_needed_for(
     with contextlib.ExitStack() as running:
         images = running.enter_context(registry(tmp_path / "registry"))
         images.push("web", "1")
-        with with_podman(servers, 0, 1):
-            servers.start()
-            servers.wait_for_registered(0, 1)
-            servers.wait_for_end(servers.push({"tool": "1.0"}, sets=[kept(images, "web:1")]))
-            running.close()
-            servers.wait_for_end(servers.push({"tool": "2.0"}, sets=[kept(images, "web:1")]))
-            servers.has("tool", "2.0")
-            needed = servers.push({"tool": "2.0"}, sets=[kept(images, "web:2")])
-            refused = f"cannot open a rollout of {needed[:12]}"
-            servers.wait("the leader says so", lambda: refused in servers.leader().log)
-            rollout = servers.view().rollout
-            assert rollout and rollout.version != needed and rollout.outcome == "complete"
-            # The newest revision does not need it any more.
-            servers.wait_for_end(servers.push({"tool": "3.0"}))
-            servers.has("tool", "3.0")
-            servers.end()
+        add_with_podman(servers, 0, 1)
+        servers.start()
+        servers.wait_for_registered(0, 1)
+        servers.wait_for_end(servers.push({"tool": "1.0"}, sets=[kept(images, "web:1")]))
+        running.close()
+        servers.wait_for_end(servers.push({"tool": "2.0"}, sets=[kept(images, "web:1")]))
+        servers.has("tool", "2.0")
+        needed = servers.push({"tool": "2.0"}, sets=[kept(images, "web:2")])
+        refused = f"cannot open a rollout of {needed[:12]}"
+        servers.wait("the leader says so", lambda: refused in servers.leader().log)
+        rollout = servers.view().rollout
+        assert rollout and rollout.version != needed and rollout.outcome == "complete"
+        # The newest revision does not need it any more.
+        servers.wait_for_end(servers.push({"tool": "3.0"}))
+        servers.has("tool", "3.0")
 
 
 def test_one_server_cannot_fetch_an_image_and_nobody_has_changed_anything(
@@ -116,19 +110,18 @@ def test_one_server_cannot_fetch_an_image_and_nobody_has_changed_anything(
     images.push("web", "1")
     blocked = tmp_path / "registries.conf"
     blocked.write_text(f'[[registry]]\nlocation = "{images.repository("web")}"\nblocked = true\n')
-    with with_podman(servers, 0, 1, 2):
-        poor = servers.machines[2]
-        poor.environment = {**poor.environment, "CONTAINERS_REGISTRIES_CONF": str(blocked)}
-        servers.start()
-        servers.wait_for_registered(0, 1, 2)
-        failed = servers.push({"tool": "1.0"}, sets=[kept(images, "web:1")])
-        stopped = servers.wait_for_stop(failed)
-        assert stopped.stopped_by == "leader" and "server 2" in stopped.message
-        assert "image/web" in stopped.message and "blocked" in stopped.message
-        servers.has_not("tool")
-        assert not any(servers.recorded(lrn) for lrn in servers.machines)
-        begun = [id for steps in servers.view().steps.values() for id in steps]
-        assert begun and all(id.startswith("prefetch:") for id in begun)
-        servers.wait_for_end(servers.push({"tool": "1.0"}))
-        servers.has("tool", "1.0")
-        servers.end()
+    add_with_podman(servers, 0, 1, 2)
+    poor = servers.machines[2]
+    poor.environment = {**poor.environment, "CONTAINERS_REGISTRIES_CONF": str(blocked)}
+    servers.start()
+    servers.wait_for_registered(0, 1, 2)
+    failed = servers.push({"tool": "1.0"}, sets=[kept(images, "web:1")])
+    stopped = servers.wait_for_stop(failed)
+    assert stopped.stopped_by == "leader" and "server 2" in stopped.message
+    assert "image/web" in stopped.message and "blocked" in stopped.message
+    servers.has_not("tool")
+    assert not any(servers.recorded(lrn) for lrn in servers.machines)
+    begun = [id for steps in servers.view().steps.values() for id in steps]
+    assert begun and all(id.startswith("prefetch:") for id in begun)
+    servers.wait_for_end(servers.push({"tool": "1.0"}))
+    servers.has("tool", "1.0")

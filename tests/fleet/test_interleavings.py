@@ -33,7 +33,6 @@ from reconciler.store.transaction import Compare, Delete, Operation, Put, Reply,
 from reconciler.store.view import read_fleet, read_locks, read_server
 from tests import etcd_users
 from tests.conftest import Etcd
-from tests.fleet.checker import prove
 from tests.fleet.simulated import Killed, SimulatedDriver, SimulatedFleet
 
 AT = "2026-01-01T00:00:00Z"
@@ -72,7 +71,7 @@ def fleet(etcd: Etcd, tmp_path: Path) -> Iterator[SimulatedFleet]:
     fleet = SimulatedFleet(etcd, tmp_path)
     yield fleet
     fleet.end()
-    prove(etcd.client, etcd.keys, etcd.since)
+    fleet.prove()
 
 
 def gather(fleet: SimulatedFleet, first: Desired, *recorded: Artifact, servers: int = 1) -> Administration:

@@ -20,7 +20,6 @@ from reconciler.core.state import (
 )
 from reconciler.store.view import read_fleet, read_history
 from tests.conftest import Etcd
-from tests.fleet.checker import prove
 from tests.fleet.simulated import Fate, SimulatedFleet
 
 CHUNKS = 6
@@ -87,7 +86,7 @@ def upgrade(
     finally:
         fleet.end()
     judge(fleet, fate)
-    prove(etcd.client, etcd.keys, etcd.since)
+    fleet.prove()
     return fleet
 
 
@@ -213,6 +212,7 @@ def test_an_installation_that_succeeds_and_changes_nothing_is_not_recorded(
     for _ in range(8):
         fleet.step()
     fleet.end()
+    fleet.prove()
     seen = read_fleet(etcd.client, etcd.keys)
     assert seen.rollout and seen.rollout.stop and "cannot verify deb/tool v2" in seen.rollout.message
     assert [item.version for item in seen.recorded[1].values()] == ["v1"]

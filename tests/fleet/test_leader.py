@@ -68,12 +68,11 @@ def reached(servers: Servers, revision: str, phase: int) -> bool:
 
 
 def test_a_leader_that_is_stopped_in_order_hands_over_at_once(servers: Servers) -> None:
-    servers.gather(5)
+    """It gives its lease back: nobody waits until that runs out."""
+    servers.gather(5, "--lease-ttl", "20s")
     leader = servers.leader()
-    stopped = time.monotonic()
     leader.signal(signal.SIGTERM)
-    other_leader(servers, leader, 0.5)
-    assert time.monotonic() - stopped < 0.5
+    other_leader(servers, leader, 5.0)
     assert leader.wait_until_ended() == 0
     servers.start(leader)
     servers.wait_for_end(servers.push({"tool": "1.0"}))

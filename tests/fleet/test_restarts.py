@@ -12,11 +12,11 @@ from reconciler.core.artifact import Container, Image
 from reconciler.core.state import ArtifactSet, Desired, Notice, Revision
 from reconciler.store.view import read_fleet
 from tests.conftest import Etcd
-from tests.fleet.checker import history, most_down, prove
+from tests.fleet.checker import history, most_down
 from tests.fleet.fleet import Servers
 from tests.fleet.simulated import SimulatedFleet
-from tests.fleet.test_images import with_podman
-from tests.registry import free_port, registry
+from tests.ports import free_port
+from tests.registry import registry
 
 SERVERS = (0, 1)
 
@@ -49,9 +49,10 @@ def test_a_container_restarts_only_when_another_server_is_back_from_its_reboot(
         ]
         return servers.push(sets=sets, groups=groups)
 
-    with registry(tmp_path / "registry") as images, with_podman(servers, 0):
+    with registry(tmp_path / "registry") as images:
         for tag in ("1", "2"):
             images.push("web", tag)
+        servers.give_podman(servers.add(0))
         away = servers.add(1)
         servers.start()
         servers.wait_for_registered(0, 1)
@@ -82,7 +83,6 @@ def test_a_container_restarts_only_when_another_server_is_back_from_its_reboot(
         assert servers.view().locks["rack"].semaphore.holders == ()
         assert len(away.reboots) == 1
         assert most_down(history(servers.etcd.client, servers.etcd.keys, since), servers.etcd.keys) == 1
-        servers.end()
 
 
 def test_all_stop_before_one_starts_and_the_agents_etcd_comes_last(etcd: Etcd, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_all_stop_before_one_starts_and_the_agents_etcd_comes_last(etcd: Etcd, t
         if rollout and rollout.outcome == "complete":
             break
     fleet.end()
-    prove(etcd.client, etcd.keys, etcd.since)
+    fleet.prove()
     first: dict[tuple[int, str], int] = {}
     last: dict[tuple[int, str], int] = {}
     for change in history(etcd.client, etcd.keys, etcd.since):

@@ -11,7 +11,6 @@ from reconciler.core.window import Window
 from reconciler.store.lock import RebootLock
 from reconciler.store.view import read_fleet
 from tests.conftest import Etcd
-from tests.fleet.checker import prove
 from tests.fleet.simulated import Fate, SimulatedFleet
 from tests.fleet.test_kill import rolling
 
@@ -60,9 +59,9 @@ class Story:
         return lock.semaphore.holders if lock else ()
 
     def end(self) -> None:
-        """End the agent; the lock's history must keep promise 1."""
+        """End the agent; promises 1 and 8 must have been kept."""
         self.fleet.end()
-        prove(self.etcd.client, self.etcd.keys, self.etcd.since)
+        self.fleet.prove()
 
     def two_hours_pass(self) -> None:
         self.place.wall += 2 * 3600

@@ -20,7 +20,8 @@ from reconciler.host.containers import Containers
 from reconciler.host.driver import Host
 from reconciler.host.ledger import Entry, Ledger
 from tests.podman import podman, podman_below
-from tests.registry import Registry, free_port, registry
+from tests.ports import free_port
+from tests.registry import Registry, registry
 
 pytestmark = [
     pytest.mark.needs("podman", "runc", "docker-registry", "busybox"),

@@ -17,7 +17,7 @@ from reconciler.core.artifact import Check
 from reconciler.errors import HeldBack
 from reconciler.host.driver import Host
 from reconciler.host.health import Unhealthy, check, look
-from tests.registry import free_port
+from tests.ports import free_port
 
 
 class Service:

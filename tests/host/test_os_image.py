@@ -22,7 +22,7 @@ from reconciler.host.flatcar import Flatcar
 from reconciler.host.ledger import Ledger
 from reconciler.host.os_image import OsImages
 from tests.flatcar_server import INITRD, KERNEL, ReleaseServer, release_server, signer
-from tests.registry import free_port
+from tests.ports import free_port
 
 FIRST = OsImage("stable", "3139.2.1")
 SECOND = OsImage("stable", "3227.2.0")

@@ -23,7 +23,8 @@ from reconciler.host.definition import Definition, run_options
 from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
 from tests.podman import podman, podman_below
-from tests.registry import Registry, free_port, registry
+from tests.ports import free_port
+from tests.registry import Registry, registry
 
 DIGEST = f"sha256:{'ab' * 32}"
 

@@ -33,7 +33,8 @@ from reconciler.store.transaction import (
     value_is,
 )
 from tests.conftest import Etcd
-from tests.etcd_server import EtcdServer, etcdctl, free_ports
+from tests.etcd_server import EtcdServer, etcdctl
+from tests.ports import free_ports
 from tests.proxy import Proxy
 
 
