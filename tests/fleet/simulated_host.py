@@ -82,6 +82,8 @@ class Place:
     """The time that its agent sees; 22:13 UTC on a Tuesday."""
     lies: set[Key] = field(default_factory=set)
     """Artifacts whose installation succeeds and changes nothing."""
+    lost: set[Key] = field(default_factory=set)
+    """What a person has taken away: recorded all the same, until the agent has put it right."""
     fails: dict[str, str] = field(default_factory=dict)
     """Action and subject (`apply deb/a`) → how it fails."""
 
@@ -99,6 +101,12 @@ class Place:
         if self.staged is not None or self.falls_back_to is not None:
             self.has[OS_IMAGE] = self.falls_back_to or self.staged or ""
             self.staged = self.falls_back_to = None
+
+    def loses(self, *keys: Key) -> None:
+        """A person takes these away."""
+        for key in keys:
+            del self.has[key]
+        self.lost.update(keys)
 
     def note(self, what: str, key: Key) -> None:
         self.journal.append(Entry(self.lrn, what, key.subject))

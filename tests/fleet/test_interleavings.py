@@ -249,7 +249,7 @@ def test_a_repair_does_not_go_on_in_a_stopped_rollout(
         revision("2", deb("v1", "x"), deb("v2", "y")),
         SimulatedDriver.apply,
     )
-    place.has.clear()
+    place.loses(*place.has)
 
     def slowly(driver: SimulatedDriver, artifact: Artifact, pin: object) -> None:
         if driver._place is place and artifact.key.name == "x":
@@ -304,7 +304,7 @@ def test_a_repair_that_is_killed_loses_no_hook_and_fails_no_rollout(fleet: Simul
     place, killed = fleet.places[0], 0
     for number in range(1, 60):
         before = len(hooks_of(fleet))
-        place.has.clear()
+        place.loses(*place.has)
         place.fetched.clear()
         place.wall += 60  # each repair has its own name
         agent = fleet.agents[0]
@@ -367,7 +367,7 @@ def test_what_is_lost_before_verify_fails_the_rollout_where_it_is_its_own(
         seen = read_fleet(fleet.admin, fleet.keys)
         status, rollout = seen.statuses.get(0), seen.rollout
         if status and rollout and not is_lost and status.step == len(rollout.phases):
-            del place.has[next(key for key in place.has if key.subject == lost)]
+            place.loses(next(key for key in place.has if key.subject == lost))
             is_lost = True
         if rollout and (rollout.stop or rollout.outcome):
             break
