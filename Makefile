@@ -9,9 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MADE := $(VENV)/.made
 
-# One file's tests stay on one worker: they share the etcd, registry or agents that the file started. Whole fleets with real
-# clocks run on two cores here: what fails once is tried once more, and the closing lines name it.
-PYTEST_ARGS ?= -n 2 --dist loadfile --reruns 1
+# One file's tests stay on one worker: they share the etcd, registry or agents that the file started. Most of their time they
+# wait, so there are twice as many workers as cores; the longest files come first (tests/conftest.py). Whole fleets with real
+# clocks run side by side here: what fails once is tried once more, and the closing lines name it.
+PYTEST_ARGS ?= -n 4 --dist loadfile --no-loadscope-reorder --reruns 1
 BENCH_ARGS ?=
 SOAK_ARGS ?= -n 2 --dist load
 MUTATE_ARGS ?= --write docs/mutations.md

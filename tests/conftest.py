@@ -23,6 +23,20 @@ settings.register_profile("random", derandomize=False, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
+_LONGEST = ("tests/test_container.py", "tests/test_examples.py", "tests/fleet/", "tests/cli/", "tests/host/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: what is short fills up the end, where several processes share the tests."""
+
+    def place(item: pytest.Item) -> int:
+        return next(
+            (index for index, name in enumerate(_LONGEST) if item.nodeid.startswith(name)), len(_LONGEST)
+        )
+
+    items.sort(key=place)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, by name, a test whose programs are missing."""
     for marker in item.iter_markers("needs"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -68,7 +69,13 @@ def test_without_trouble_every_revision_is_reached() -> None:
     model.come_to_an_end()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize(
+    "examples", [100, pytest.param(3000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
+)
+def test_the_promises_hold_after_every_event(examples: int) -> None:
+    settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(_hold)()
+
+
 @given(
     seed=st.integers(0, 2**32),
     events=st.integers(20, 800),
@@ -78,9 +85,7 @@ def test_without_trouble_every_revision_is_reached() -> None:
     strategy=st.sampled_from(["etcd-lock", "etcd-lock", "reboot", "off"]),
 )
 @example(seed=23024, events=269, trouble=0.01, failures=0, waves=True, strategy="reboot")
-def test_the_promises_hold_after_every_event(
-    seed: int, events: int, trouble: float, failures: int, waves: bool, strategy: Strategy
-) -> None:
+def _hold(seed: int, events: int, trouble: float, failures: int, waves: bool, strategy: Strategy) -> None:
     model = Model(history(failures, waves, strategy), 3)
     try:
         model.run(seed, events, trouble)

@@ -30,7 +30,18 @@ from reconciler.host.policy import EVERYTHING
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
 from reconciler.store.serving import Found, recording
-from reconciler.store.transaction import Compare, Get, KeyRange, Operation, Put, Reply, Snapshot, put, under
+from reconciler.store.transaction import (
+    Compare,
+    Get,
+    KeyRange,
+    Operation,
+    Put,
+    Reply,
+    Snapshot,
+    one,
+    put,
+    under,
+)
 from reconciler.store.view import read_fleet, read_server
 from tests import etcd_users
 from tests.conftest import Etcd
@@ -264,6 +275,10 @@ class SimulatedFleet:
     @property
     def keys(self) -> Keys:
         return self.etcd.keys
+
+    @property
+    def etcd_revision(self) -> int:
+        return self.admin.read([one(self.keys.rollout)]).revision
 
     def add(self, lrn: int, recorded: Sequence[Artifact] = ()) -> Place:
         """A server that has `recorded` already, and etcd says so."""

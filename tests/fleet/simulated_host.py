@@ -10,6 +10,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,11 +42,22 @@ class Fate:
     dead: bool = False
     at_point: Callable[[], None] | None = None
     """What happens there instead of a kill."""
+    world: Callable[[], object] | None = None
+    """What there is at each point, noted in `worlds`: all that outlives an agent."""
+    worlds: list[object] = field(default_factory=list)
     _mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def moments(self) -> list[int]:
+        """The points of which each finds another world than the one before it: who is killed at one that does not, comes to the same."""
+        worlds = [object(), *self.worlds]
+        return [number for number in range(1, len(worlds)) if worlds[number] != worlds[number - 1]]
 
     def point(self, name: str) -> None:
         with self._mutex:
             self.points.append(name)
+            if self.world is not None:
+                self.worlds.append(self.world())
             hit = len(self.points) == self.chosen
             if hit and self.at_point is None:
                 self.dead = True
@@ -107,6 +119,13 @@ class Place:
         for key in keys:
             del self.has[key]
         self.lost.update(keys)
+
+    @property
+    def seen(self) -> object:
+        """All that is on the host now."""
+        files = {path: path.read_bytes() for path in self.host.root.rglob("*") if path.is_file()}
+        parts = (self.has, self.half, self.fetched, self.stopped, self.before, self.images, files)
+        return tuple(map(copy, parts)), self.staged, self.boots, len(self.entered)
 
     def note(self, what: str, key: Key) -> None:
         self.journal.append(Entry(self.lrn, what, key.subject))
