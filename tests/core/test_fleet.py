@@ -73,21 +73,23 @@ def test_without_trouble_every_revision_is_reached() -> None:
     "examples", [100, pytest.param(3000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
 )
 def test_the_promises_hold_after_every_event(examples: int) -> None:
-    settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))(_hold)()
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        seed=st.integers(0, 2**32),
+        events=st.integers(20, 800),
+        trouble=st.sampled_from([0.01, 0.03, 0.1, 0.3]),
+        failures=st.integers(0, 1),
+        waves=st.booleans(),
+        strategy=st.sampled_from(["etcd-lock", "etcd-lock", "reboot", "off"]),
+    )
+    @example(seed=23024, events=269, trouble=0.01, failures=0, waves=True, strategy="reboot")
+    def they_hold(
+        seed: int, events: int, trouble: float, failures: int, waves: bool, strategy: Strategy
+    ) -> None:
+        model = Model(history(failures, waves, strategy), 3)
+        try:
+            model.run(seed, events, trouble)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n" + "\n".join(model.log[-60:])) from error
 
-
-@given(
-    seed=st.integers(0, 2**32),
-    events=st.integers(20, 800),
-    trouble=st.sampled_from([0.01, 0.03, 0.1, 0.3]),
-    failures=st.integers(0, 1),
-    waves=st.booleans(),
-    strategy=st.sampled_from(["etcd-lock", "etcd-lock", "reboot", "off"]),
-)
-@example(seed=23024, events=269, trouble=0.01, failures=0, waves=True, strategy="reboot")
-def _hold(seed: int, events: int, trouble: float, failures: int, waves: bool, strategy: Strategy) -> None:
-    model = Model(history(failures, waves, strategy), 3)
-    try:
-        model.run(seed, events, trouble)
-    except AssertionError as error:
-        raise AssertionError(f"{error}\n" + "\n".join(model.log[-60:])) from error
+    they_hold()

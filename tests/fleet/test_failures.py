@@ -113,6 +113,10 @@ def test_within_the_budget_a_dead_server_is_left_out_and_named(servers: Servers)
     servers.has("tool", "1.0", *(lrn for lrn in range(3) if lrn != dead.lrn))
     servers.has_not("tool", dead.lrn)
     servers.start(dead)
+    # Its start is no part of what it may be silent for.
+    servers.wait(
+        "it is back", lambda: any(agent.host == f"boot-{dead.lrn}" for agent in servers.view().agents)
+    )
     servers.wait_for_end(servers.push({"tool": "2.0"}, policy=budget))
     servers.has("tool", "2.0")
 
