@@ -462,6 +462,10 @@ def test_a_host_without_room_stops_the_pass_before_anything_changes(
         ),
         ("--dry-run --etcd 127.0.0.1:2379", "--etcd: found"),
         ("lock set-max -- -1", 'N: found "-1"; a number from 0 is wanted'),
+        ("lock acquire --machine-id=", "an empty machine id cannot hold a slot"),
+        ("lock release --machine-id=", "an empty machine id cannot hold a slot"),
+        ("lock acquire --wait soon", "--wait: 'soon' is no duration"),
+        ("fleetlock --lock-groups a", "cannot serve FleetLock: say where, with --listen HOST:PORT"),
         ("config set poll 1m", "nothing knows the setting poll"),
         ("config get check-update-intervall", "did you mean check-update-interval?"),
         (

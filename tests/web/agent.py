@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from reconciler.core.artifact import AptDeb, Image, Key
 from reconciler.core.change import Change
@@ -154,8 +154,15 @@ class Answer:
         return json.loads(self.body)
 
 
+class Listening(Protocol):
+    """Whoever serves HTTP on loopback, in this process or another."""
+
+    @property
+    def port(self) -> int: ...
+
+
 def ask(
-    server: Server,
+    server: Listening,
     path: str,
     method: str = "GET",
     body: bytes | None = None,

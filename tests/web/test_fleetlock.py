@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +26,10 @@ from reconciler.store.lock_view import Taken
 from reconciler.store.session import Session
 from reconciler.web.fleetlock import FULL, FleetLockOptions, serve_fleetlock
 from reconciler.web.listener import Listen, Server
+from tests.cli import command as cli
 from tests.conftest import Etcd
 from tests.etcd_server import EtcdServer, etcdctl
-from tests.web.agent import Answer, Authority, ask
+from tests.web.agent import Answer, Authority, Listening, ask
 
 pytestmark = pytest.mark.needs("etcd", "etcdctl")
 
@@ -47,7 +52,36 @@ def server(etcd: Etcd) -> Iterator[Server]:
         yield running
 
 
-def call(server: Server, path: str, id: str = "m1", group: str = "workers", **how: Any) -> Answer:
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`reconcile fleetlock`, a process of its own."""
+
+    process: subprocess.Popen[str]
+    port: int
+
+
+@contextmanager
+def command(etcd: Etcd, directory: Path, *words: str) -> Iterator[Command]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reconciler", "fleetlock", "--listen", "127.0.0.1:0", *words],
+        env=cli.Command(directory, cli.of(etcd)).whole_environment({}),
+        cwd=directory,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    too_late = threading.Timer(60.0, process.kill)
+    too_late.start()
+    try:
+        says = re.compile(r"FleetLock at 127\.0\.0\.1:0, port (\d+), for workers, default\n")
+        said = next(found for line in process.stderr or () if (found := says.match(line)))
+        yield Command(process, int(said[1]))
+    finally:
+        too_late.cancel()
+        process.kill()
+        process.communicate()
+
+
+def call(server: Listening, path: str, id: str = "m1", group: str = "workers", **how: Any) -> Answer:
     body = json.dumps({"client_params": {"id": id, "group": group}}).encode()
     return ask(server, path, "POST", body, HEADER, **how)
 
@@ -73,6 +107,18 @@ def test_a_clients_whole_exchange(etcd: Etcd, server: Server) -> None:
         assert (answer.status, answer.body) == (200, b"")
         assert holders(etcd) == []
     assert etcdctl(etcd.endpoint, "get", etcd.keys.holder("workers", "m1")) == ""
+
+
+def test_the_command_serves_the_groups_that_it_is_told_until_it_is_ended(etcd: Etcd, tmp_path: Path) -> None:
+    with command(etcd, tmp_path, "--lock-groups", "workers,default") as served:
+        assert call(served, PRE_REBOOT).status == 200
+        assert call(served, PRE_REBOOT, id="m2").status == 409
+        assert call(served, PRE_REBOOT, group="rack").json["kind"] == "bad_group"
+        assert call(served, STEADY_STATE).status == 200
+        assert call(served, PRE_REBOOT, id="m2").status == 200
+        served.process.terminate()
+        assert served.process.wait(20) == 0
+    assert holders(etcd) == ["m2"], "its end frees nothing"
 
 
 def test_asking_again_writes_nothing(etcd: Etcd, server: Server) -> None:
