@@ -203,6 +203,8 @@ class Containers:
         image = _image(artifact)
         address, digest = self._source(image, pin)
         source = f"{address}@{digest}"
+        if self._is_agents(image):
+            units.prepared(self._host, _unit_of(image) or "", image.repository, source)
         self._clean()
         if self._stored(source):
             self._pulled.add(source, image)

@@ -158,11 +158,8 @@ def names_image(host: Host, name: str, repository: str, image: str) -> bool:
     return text is not None and with_image(text, repository, image) == text
 
 
-def change_image(host: Host, name: str, repository: str, image: str, *, wait: bool) -> None:
-    """Have a service whose unit a person wrote run another image of `repository`; all else in the unit stands.
-
-    Without `wait`, systemd has only been asked for the restart: for who is ended by it.
-    """
+def prepared(host: Host, name: str, repository: str, image: str) -> tuple[str, str]:
+    """Where the unit that a person wrote for `name` stands, and its text with another image of `repository`. Raises `HostError` where it has none."""
     path, text = _written(host, name)
     new = with_image(text, repository, image) if text is not None else None
     if new is None:
@@ -171,7 +168,15 @@ def change_image(host: Host, name: str, repository: str, image: str, *, wait: bo
             f"cannot run {image} on server {host.lrn}: {path} {lacks}; the agent is replaced in the unit that it was "
             "installed with, as examples/sidecar has one, and in no other"
         )
-    place.write(host, path, new)
+    return path, new
+
+
+def change_image(host: Host, name: str, repository: str, image: str, *, wait: bool) -> None:
+    """Have a service whose unit a person wrote run another image of `repository`; all else in the unit stands.
+
+    Without `wait`, systemd has only been asked for the restart: for who is ended by it.
+    """
+    place.write(host, *prepared(host, name, repository, image))
     _systemctl(host, "daemon-reload")
     _systemctl(host, "restart", *([] if wait else ["--no-block"]), f"{name}.service")
 

@@ -7,9 +7,9 @@ which starts it again from what is installed: as `Restart=always` does.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,7 @@ from tests.fleet.daemon import metric, wait_for_log
 from tests.fleet.fleet import Machine, Servers, with_shell
 from tests.podman import podman
 from tests.registry import registry
+from tests.systemd import Systemd
 
 WITHIN = 90.0
 LIBRARY = "/opt/reconciler/lib"
@@ -179,34 +180,52 @@ def test_an_agent_that_nobody_restarts_ends_in_order_by_itself(servers: Servers)
 
 @pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
 def test_its_own_container_is_replaced_from_outside(servers: Servers, tmp_path: Path) -> None:
-    """The agent is killed in the middle, as its container's end would: the replacement goes on, and the new agent records it."""
+    """By a process outside, which goes on though the agent is killed in the middle; and by systemd, in the unit that a person wrote."""
     with registry(tmp_path / "registry") as images:
         for tag in ("1", "2"):
             images.push("web", tag)
-        machine = servers.add(0)
+        machine, repository = servers.add(0), images.repository("web")
+        systemd = Systemd(tmp_path / "bin")
         servers.give_podman(machine)
+        environment = dict(machine.environment)
+        machine.environment = {**environment, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
         servers.start()
-        forever = "trap 'sleep 2; exit 0' TERM; while :; do sleep 1000 & wait $!; done"
-        note = machine.directory / "state/replacement.json"
 
-        def handed_over(tag: str) -> bool:
-            return note.exists() and f'"tag": "{tag}"' in note.read_text()
+        def push(tag: str, container: dict[str, object]) -> str:
+            image = {"name": "reconciler", "repository": repository, "tag": tag, "container": container}
+            return servers.push(sets=[{"images": [image]}])
 
-        for tag in ("1", "2"):
-            image: dict[str, object] = {
-                "name": "reconciler",
-                "repository": images.repository("web"),
-                "tag": tag,
-                "container": {"args": ["sh", "-c", forever]},
-            }
-            revision = servers.push(sets=[{"images": [image]}])
-            servers.wait("it is handed over", partial(handed_over, tag), within=WITHIN)
-            machine.kill()
-            servers.start()
+        def runs(tag: str, revision: str) -> None:
             servers.wait_for_end(revision, within=WITHIN)
             assert servers.recorded(0)["image/reconciler"] == tag
             running = podman(machine.environment, "ps", "--format", "{{.Names}} {{.Status}}", check=True)
             assert running.startswith("reconciler Up")
+
+        forever = "trap 'sleep 2; exit 0' TERM; while :; do sleep 1000 & wait $!; done"
+        revision = push("1", {"args": ["sh", "-c", forever]})
+        servers.wait(
+            "it is handed over", (machine.directory / "state/replacement.json").exists, within=WITHIN
+        )
+        machine.kill()
+        servers.start()
+        runs("1", revision)
+
+        systemd.boot(machine.root)
+        unit = machine.root / "etc/systemd/system/reconciler.service"
+        written = (
+            "[Service]\n"
+            + "".join(f"Environment={name}={value}\n" for name, value in environment.items())
+            + f"ExecStop=-kill -TERM $(cat {machine.directory}/pid)\nExecStopPost=-podman rm --force --time 0 reconciler\n"
+            f"ExecStart=podman run --detach --privileged --name reconciler {repository}:1 sleep 1000\n"
+        )
+        unit.write_text(written)
+        revision, old = push("2", {"unit": "reconciler", "update": "parallel"}), machine.process
+        servers.wait("systemd ends the old one", lambda: old and old.poll() == 0, within=WITHIN)
+        servers.start()
+        runs("2", revision)
+        detail = servers.view().recorded[0][Key("image", "reconciler")].detail
+        digest = detail.found.split()[0] if detail else ""
+        assert unit.read_text() == written.replace(":1 sleep", f"@{digest} sleep"), "all else in it stands"
         assert machine.terminate() == 0
 
 

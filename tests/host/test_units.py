@@ -25,6 +25,7 @@ from reconciler.host.ledger import Ledger
 from tests.podman import podman, podman_below
 from tests.ports import free_port
 from tests.registry import Registry, registry
+from tests.systemd import Systemd
 
 DIGEST = f"sha256:{'ab' * 32}"
 
@@ -195,43 +196,6 @@ def test_a_text_that_systemd_would_not_take_is_not_written(tmp_path: Path) -> No
 
 # --- installed --------------------------------------------------------------------------------------------------------
 
-_SYSTEMCTL = """#!/bin/sh
-# What systemctl does with a service that is started by one command.
-root=$(cat "$0.root")
-echo "$*" >> "$0.log"
-verb=$1; shift
-case $1 in --*) shift ;; esac
-unit=$root/etc/systemd/system/$1
-case $verb in
-daemon-reload) exit 0 ;;
-esac
-[ -e "$unit" ] || { echo "Unit $1 not loaded." >&2; exit 5; }
-run() { sed -n "s/^$1=-*//p" "$unit" | sed 's/%%/%/g; s/[$][$]/$/g' | while read -r line; do eval "env $(sed -n 's/^Environment=//p' "$unit" | tr '\\n' ' ') $line" </dev/null >/dev/null || exit 1; done; }
-case $verb in
-enable) touch "$unit.enabled" ;;
-disable) rm -f "$unit.enabled" ;;
-stop) run ExecStop; run ExecStopPost; exit 0 ;;
-restart) run ExecStop; run ExecStopPost; run ExecStart ;;
-esac
-"""
-
-
-class Systemd:
-    """A host root where systemd seems to run, with `systemctl` as a script."""
-
-    def __init__(self, directory: Path, root: Path) -> None:
-        self._program = directory / "systemctl"
-        directory.mkdir()
-        self._program.write_text(_SYSTEMCTL)
-        self._program.chmod(0o755)
-        self._program.with_name("systemctl.root").write_text(str(root))
-        (root / "run/systemd/system").mkdir(parents=True)
-
-    @property
-    def calls(self) -> list[str]:
-        log = self._program.with_name("systemctl.log")
-        return log.read_text().splitlines() if log.exists() else []
-
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
@@ -247,7 +211,8 @@ def test_a_container_with_a_unit_is_run_by_its_service(
     tmp_path: Path, images: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "root"
-    systemd = Systemd(tmp_path / "bin", root)
+    systemd = Systemd(tmp_path / "bin")
+    systemd.boot(root)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     host = Host(root=root, state_dir=tmp_path / "state")
     with podman_below(tmp_path / "podman") as environment:
@@ -332,7 +297,7 @@ def test_a_container_with_a_unit_is_run_by_its_service(
         unit.write_text(written.replace(repository, "registry.example.com/another"))
         assert containers.observe([own("2")])[key].endswith("unit file changed")
         with pytest.raises(HostError, match=r"reconciler\.service does not run an image of .*/web"):
-            containers.hand_to_systemd(own("2"), pin)
+            containers.fetch(own("2"), pin)
         containers.remove(key)
         assert unit.exists(), "it is not the agent's to take away"
         assert podman(environment, "ps", "--format", "{{.Names}}").strip() == OWN
