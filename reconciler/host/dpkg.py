@@ -7,6 +7,7 @@ Not pure. Where commands run directly and the host's root is another directory, 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -304,6 +305,8 @@ def control(file: Path) -> Control:
     except ProcessFailed as error:
         if error.status is None:
             raise
+        if os.strerror(errno.ENOSPC) in error.output:
+            raise HostError(f"cannot look into {file}: no room left beside it; make room there") from None
         raise Unfetchable(
             f"cannot use {file.name}: it is no Debian package ({_last_line(error.output)})"
         ) from None

@@ -1,12 +1,19 @@
-"""The power of a host fails, its dpkg is locked, and a commit arrives in the middle of another one's rollout. Promises 3, 8, 9 and 11; faults 3, 25 and 41."""
+"""The power of a host fails, its dpkg is locked, its disk is full, and a commit arrives in the middle of another one's rollout. Promises 3, 8, 9 and 11; faults 3, 24, 25 and 41."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from reconciler.host.driver import Host
+from tests.debs import DebSpec
 from tests.fleet.fleet import Servers
 from tests.fleet.machine import Machine
 from tests.fleet.test_reboots import group, holders
@@ -76,6 +83,49 @@ def test_promise_9_a_dpkg_lock_that_somebody_else_holds_is_waited_for(servers: S
     servers.wait_for_end(revision)
     servers.has("tool", "1.0")
     assert servers.view().steps[0][CHANGE].attempt == 1
+
+
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of 1 MiB at `place`, of which a file takes all; that file."""
+    place.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(place)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        pytest.skip("this machine does not let us mount anything, so no disk can be full")
+    ballast = place / "ballast"
+    try:
+        ballast.write_bytes(bytes((1 << 20) - (64 << 10)))
+        yield ballast
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_promise_11_a_full_disk_is_named_before_anybody_goes_down_and_with_room_it_goes_on(
+    servers: Servers,
+) -> None:
+    """Fault 24: nobody has changed anything or taken a slot, and what was recorded before stands."""
+    servers.add(0)
+    poor = servers.add(1, "--no-lead")
+    noise = secrets.token_hex(200_000)
+    servers.release_package(DebSpec("large", "1.0", files=(("/usr/share/large/noise", noise),)))
+    with small_disk(poor.directory / "state") as ballast:
+        servers.start()
+        servers.wait_for_registered(0, 1)
+        servers.wait_for_end(servers.push({"tool": "1.0"}))
+        servers.wants_reboot(0, 1)
+        servers.built.add(("large", "1.0"))
+        revision = servers.push({"tool": "2.0", "large": "1.0"}, groups=group(servers))
+        stopped = servers.wait_for_stop(revision)
+        assert "server 1" in stopped.message and "make room there" in stopped.message
+        for machine in servers.machines.values():
+            assert machine.deb("tool") == "ii 1.0" and not machine.reboots
+        assert holders(servers) == ()
+        assert {servers.recorded(lrn)["deb/tool"] for lrn in servers.machines} == {"v1.0"}
+        ballast.unlink()
+        servers.administration.recover("2026-01-01T00:00:00Z")
+        servers.wait_for_end(revision, within=60)
+        servers.has("large", "1.0")
+        assert [len(machine.reboots) for machine in servers.machines.values()] == [1, 1]
 
 
 def test_promise_8_a_commit_that_arrives_in_the_middle_waits_and_each_is_recorded_as_its_own(
