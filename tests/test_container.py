@@ -366,6 +366,10 @@ def test_the_sidecar_follows_a_push_changes_the_host_and_ends_in_order(sidecar: 
     sidecar.push("2.0")
     sidecar.wait("a push does not wait for the poll", lambda: sidecar.on_the_host() == "ii 2.0")
 
+    # The command beside it has the agent's options.
+    status = sidecar.inside("reconcile", "status")
+    assert (status.returncode, status.stderr) == (0, "") and "Leader" in status.stdout, status
+
     # Whoever loses its parent becomes a child of process 1, which is the agent; the shell is gone before `sleep` is.
     sidecar.inside("sh", "-c", "sleep 2 >/dev/null 2>&1 &")
     sidecar.wait("an orphan is taken over", lambda: sidecar.has_child("S"))

@@ -107,7 +107,7 @@ def _process(published: Published) -> Iterator[Metric]:
     )
     yield _gauge(
         "reconciler_missing_parts",
-        "How many of the parts that the agent needs (git, etcd) it cannot reach now.",
+        "What the agent lacks now (etcd, git, a registry, its own number): how many things.",
         len(published.missing),
     )
 

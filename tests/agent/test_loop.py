@@ -78,6 +78,13 @@ def test_a_git_that_stays_away_rings_the_other_loops_once() -> None:
     assert publisher().missing == (Missing("git fetch", "failed to connect after 2 ms"),)
 
 
+def test_polls_are_spread_around_the_interval() -> None:
+    """A thousand agents that were started together must not ask git together for ever."""
+    follow = Follow(Away(), Publisher(Published()), lambda: 60.0, Bells())
+    pauses = [follow.once() for _ in range(50)]
+    assert all(48 <= pause <= 72 for pause in pauses) and max(pauses) - min(pauses) > 5
+
+
 def test_without_etcd_nothing_can_be_done_and_without_another_part_something() -> None:
     """An etcd that refuses this agent, or is refused by it, is no better than none."""
     vital_ones = (
