@@ -1,4 +1,6 @@
-"""`reconcile --dry-run` with the real set of this repository, beside the dry runs of pyinfra and Ansible for as many packages."""
+"""`reconcile --dry-run`: the real set of this repository, beside the dry runs of pyinfra and Ansible for as many packages; and
+a host with hundreds of packages, beside one `dpkg-query` of them.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,11 @@ from collections.abc import Iterator
 
 from bench.measure import Command, Figure, NotMeasured, Target, measure
 from bench.peers import peer, version
-from bench.stage import Stage, planned, real_set
+from bench.stage import Stage, planned, real_set, repository
 
 PYINFRA = "pyinfra>=3,<4"
 ANSIBLE = "ansible-core>=2.16,<3"
+PACKAGES = 500
 TARGETS = (Target(0.350), Target(90, "peak"), Target(0.5, "ratio"))
 
 
@@ -34,6 +37,38 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
     for (name, _), other in zip(others, beside, strict=True):
         targets = TARGETS if "pyinfra" in name else ()
         yield Figure("dry-run", what, mine, name, other, targets)
+    yield _many_packages(stage, runs)
+
+
+def _many_packages(stage: Stage, runs: int) -> Figure:
+    """Packages that are all there already: what is measured is the look at the host."""
+    directory, database = stage.directory / "many", stage.directory / "host" / "var/lib/dpkg"
+    directory.mkdir()
+    documents = "".join(f'  - {{name: p{number}, version: "1.{number}"}}\n' for number in range(PACKAGES))
+    (directory / "debs.yaml").write_text(f"apiVersion: reconciler/v1\nkind: ArtifactSet\ndebs:\n{documents}")
+    for folder in ("info", "updates"):
+        (database / folder).mkdir(parents=True)
+    (database / "status").write_text("".join(_INSTALLED.replace("@", str(n)) for n in range(PACKAGES)))
+    host = ("--host-root", str(stage.directory / "host"), "--host-exec", "direct")
+    mine, floor = measure(
+        stage.reconcile("--dry-run", "--repo", str(repository(stage.directory / "repo", directory)), *host),
+        Command(["dpkg-query", f"--admindir={database}", "--show"]),
+        runs=runs,
+    )
+    return Figure(
+        "dry-run", f"--dry-run on a host with {PACKAGES} packages", mine, "dpkg-query", floor, (Target(0.5),)
+    )
+
+
+_INSTALLED = """\
+Package: p@
+Status: install ok installed
+Maintainer: Nobody <nobody@example.invalid>
+Architecture: all
+Version: 1.@
+Description: one of many
+
+"""
 
 
 def _pyinfra(stage: Stage, names: list[str]) -> Command:
