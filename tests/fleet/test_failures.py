@@ -231,7 +231,9 @@ def test_two_agents_with_one_number(servers: Servers) -> None:
     servers.start(clone)
     try:
         servers.wait("the clone says so", lambda: "has another agent" in clone.log)
-        servers.wait("neither is ready", lambda: [ask(one, "/readyz").status for one in (stranger, clone)] == [503] * 2)
+        servers.wait(
+            "neither is ready", lambda: [ask(one, "/readyz").status for one in (stranger, clone)] == [503] * 2
+        )
         servers.wait_for_end(servers.push({"tool": "1.0"}))
         servers.has("tool", "1.0")
         assert (stranger.deb("tool"), clone.deb("tool")) == ("", "")
