@@ -89,6 +89,8 @@ def fleet(servers: Servers) -> Servers:
     servers.add(0, "--webhook-secret-file", str(secret), "--ref", "main")
     servers.start()
     servers.wait_for_end(servers.push({"tool": "1.0"}))
+    # The last that is written of its own accord.
+    servers.wait("its end is told", lambda: any("complete" in name for name in servers.view().told.names))
     return servers
 
 
