@@ -80,7 +80,7 @@ class Administration:
             ended = "failed" if rollout.stopped_by == "leader" else "stopped"
             history = write_history(self.client, self.keys, rollout, ended, message, at)
             gone = delete(self.keys.rollout)
-            outcome = self._swap(gone, rollout.mod_revision, [*history, delete_under(self.keys.status)])
+            outcome = self._swap(gone, rollout.mod_revision, [*history, *self._rest_of_status()])
             if outcome.made:
                 return rollout
         raise _crowded("clear the rollout")
@@ -94,9 +94,15 @@ class Administration:
             if rollout is None or rollout.unfinished or rollout.plan_format is None:
                 return None
             gone = delete(self.keys.rollout)
-            if self._swap(gone, rollout.mod_revision, [delete_under(self.keys.status)]).made:
+            if self._swap(gone, rollout.mod_revision, self._rest_of_status()).made:
                 return rollout
         raise _crowded("clear the rollout that has ended")
+
+    def _rest_of_status(self) -> list[Operation]:
+        """What goes with a rollout that is cleared. Its pins stay: what some server has of it already, the others are to get
+        too, though a tag has been moved meanwhile (promise 16).
+        """
+        return [delete(self.keys.phase), delete_under(self.keys.server_statuses)]
 
     def adopt_status(self, at: str) -> Rollout | None:
         """Archive what a stopped Neco left under `status/` into the history, and delete it. None where there is nothing."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -61,10 +62,15 @@ def admin(etcd: Etcd) -> Administration:
     return Administration(etcd.client, etcd.keys)
 
 
-def opened(fleet: Fleet, version: str = "c1", started_at: str = STARTED) -> tuple[Rollout, OpenPhase]:
+def opened(
+    fleet: Fleet,
+    version: str = "c1",
+    started_at: str = STARTED,
+    pins: Mapping[str, Pin] = MappingProxyType({}),
+) -> tuple[Rollout, OpenPhase]:
     etcd = fleet.etcd
     before = read_fleet(etcd.client, etcd.keys)
-    made = fleet.leader.open_rollout(before, rollout(version, started_at=started_at), {}, {}, LATER)
+    made = fleet.leader.open_rollout(before, rollout(version, started_at=started_at), pins, {}, LATER)
     phase = read_fleet(etcd.client, etcd.keys).phase
     assert phase is not None
     return made, phase
@@ -369,7 +375,8 @@ class TestPerson:
         etcd = fleet.etcd
         with pytest.raises(HeldBack, match="no rollout"):
             admin.recover(LATER)
-        opened(fleet)
+        pins = {"one.example/a:1": Pin(f"sha256:{0:064x}", "one.example/a")}
+        opened(fleet, pins=pins)
         fleet.agents[0].post_status(ServerStatus("c1", STARTED, 1))
         begun = fleet.agents[0].complete(StepRecord(CHANGE, STARTED, "failed"))
         with pytest.raises(HeldBack, match="reconcile stop"):
@@ -379,6 +386,7 @@ class TestPerson:
         admin.recover(LATER)
         after = read_fleet(etcd.client, etcd.keys)
         assert (after.rollout, after.phase, after.statuses) == (None, None, {})
+        assert after.pins == pins, "what some server has already, the others are to get too"
         assert after.steps == {0: {CHANGE: begun}}
         (old,) = read_history(etcd.client, etcd.keys)
         assert (old.outcome, old.message) == ("stopped", "looks wrong")
