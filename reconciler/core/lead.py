@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from reconciler.core.advance import interrupted
+from reconciler.core.artifact import OS_IMAGE, Key
 from reconciler.core.difference import difference
 from reconciler.core.duration import timestamp
 from reconciler.core.schedule import may_open, next_time
@@ -305,7 +306,7 @@ def _open(desired: Desired | None, fleet: Fleet, now: Now, replaces: Rollout | N
         return Wait("no server is registered")
     last = fleet.rollout if replaces is None else None
     if last and last.version == desired.revision.id:
-        if all(_has_had(fleet, last, lrn) for lrn in servers):
+        if all(_has_had(fleet, last, lrn) for lrn in servers) and not _lacks_records(desired, fleet, last):
             return Wait("nothing to do: the newest revision is rolled out")
     elif replaces is None and not _differs(desired, fleet, servers):
         # One that gives way is replaced in any case: it must not go on to a revision that is desired no more.
@@ -325,6 +326,28 @@ def _has_had(fleet: Fleet, last: Rollout, lrn: int) -> bool:
     status = _status_in(fleet, last, lrn)
     left = last.out.get(lrn)
     return bool(status and status.cond == COMPLETE) or (left is not None and left.counts)
+
+
+def _lacks_records(desired: Desired, fleet: Fleet, last: Rollout) -> bool:
+    """Whether a server that completed the finished rollout `last` is not recorded as it was then: somebody has deleted
+    (which means "install again") or changed a record by hand. With strategy `off` an OS image is recorded after another boot.
+    """
+    wanted: dict[str, dict[Key, str]] = {}
+    for lrn in fleet.servers - fleet.disabled.keys() - last.out.keys():
+        status, group = _status_in(fleet, last, lrn), desired.group_of(lrn)
+        if status is None or status.cond != COMPLETE:
+            continue
+        if group.name not in wanted:
+            artifacts = desired.artifacts_of(lrn)
+            if group.reboot.strategy == "off":
+                artifacts.pop(OS_IMAGE, None)
+            wanted[group.name] = {key: artifact.version for key, artifact in artifacts.items()}
+        recorded = fleet.recorded.get(lrn, {})
+        if any(
+            key not in recorded or recorded[key].version != text for key, text in wanted[group.name].items()
+        ):
+            return True
+    return False
 
 
 def _outside_release_time(fleet: Fleet, now: Now) -> Wait | None:

@@ -7,7 +7,7 @@ from typing import assert_never
 
 import pytest
 
-from reconciler.core.artifact import AptDeb, Artifact
+from reconciler.core.artifact import AptDeb, Artifact, OsImage
 from reconciler.core.duration import timestamp
 from reconciler.core.lead import (
     Finish,
@@ -154,6 +154,7 @@ def led(fleet: Fleet, wanted: Desired | None = None, *, after: float = 0.0) -> s
 
 FINISHED = replace(rollout(), outcome="complete")
 COMPLETED = {lrn: status(VERIFY, COMPLETE) for lrn in (0, 1, 2)}
+UNBOOTED = ServerGroup("boot", frozenset({0, 1, 2}), reboot=RebootPolicy("off"))
 ASKS_FOR_REBOOT = Agent(1, "s1", "m1", "1", reboot_required=True)
 AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED)
 """The fleet after the rollout of `NEW`."""
@@ -263,6 +264,36 @@ AFTER = replace(idle(0, 1, 2, version="2"), rollout=FINISHED, statuses=COMPLETED
             AFTER,
             desired(NEWER, AptDeb("a", "2")),
             "wait: nothing to do: no server differs from the newest revision",
+        ),
+        (
+            "complete, and a record was deleted by hand: it is installed again",
+            replace(AFTER, recorded=recorded(0, 2, version="2")),
+            desired(),
+            "open b on 0 1 2",
+        ),
+        (
+            "complete, and a record was changed by hand",
+            replace(AFTER, recorded=recorded(0, 1, version="2") | recorded(2, version="9")),
+            desired(),
+            "open b on 0 1 2",
+        ),
+        (
+            "complete, and the record of one that is disabled was deleted",
+            replace(AFTER, recorded=recorded(0, 1, version="2"), disabled={2: ANN}),
+            desired(),
+            "wait: nothing to do: the newest revision is rolled out",
+        ),
+        (
+            "complete, and an OS image waits for somebody's boot to be recorded",
+            AFTER,
+            replace(desired(NEW, AptDeb("a", "2"), OsImage("stable", "1")), groups=(UNBOOTED,)),
+            "wait: nothing to do: the newest revision is rolled out",
+        ),
+        (
+            "complete, and the record of an OS image was deleted",
+            AFTER,
+            desired(NEW, AptDeb("a", "2"), OsImage("stable", "1")),
+            "open b on 0 1 2",
         ),
         (
             "complete, and a server was added",
