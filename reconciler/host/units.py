@@ -21,6 +21,9 @@ from reconciler.host.driver import Host
 
 _DIRECTORY = "/etc/systemd/system"
 _QUADLET = "/etc/containers/systemd"
+_GENERATORS = ("/usr/libexec/podman/quadlet", "/usr/lib/podman/quadlet")
+_UNKNOWN_FLAG = 2
+"""With which Go's programs end where they do not know a flag: podman 4.4's generator has no dry run yet."""
 _START = 300
 _CHANGE = 600.0
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./~^-]+")
@@ -130,8 +133,7 @@ def installed(host: Host, unit: Unit) -> bool:
 def install(host: Host, unit: Unit, scratch: Path) -> None:
     """Check the unit, write it if it differs, enable it and restart its service: afterwards it runs from this text."""
     if not installed(host, unit):
-        if unit.enable:
-            _verify(host, unit, scratch)
+        (_verify if unit.enable else _verify_quadlet)(host, unit, scratch)
         place.write(host, unit.path, unit.text)
     _systemctl(host, "daemon-reload")
     if unit.enable:
@@ -243,10 +245,33 @@ def _verify(host: Host, unit: Unit, scratch: Path) -> None:
     # It looks at the units that this one needs as well; only what it says of this one counts.
     problems = [line for line in done.stderr.splitlines() if unit.service in line]
     if done.status != 0 and problems:
-        raise HostError(
-            f"cannot write {unit.path} on server {host.lrn}: systemd would not take it:"
-            + "".join(f"\n    {line}" for line in problems[:20])
-        )
+        raise _not_taken(host, unit, "systemd", problems)
+
+
+def _verify_quadlet(host: Host, unit: Unit, scratch: Path) -> None:
+    """Let podman's generator make the service before the text is put in place, where it is installed and can do so without writing."""
+    found = next((path for path in _GENERATORS if place.status(host, path) is not None), None)
+    if found is None:
+        return
+    program = str(place.inside(host, found)) if host.exec == "direct" else found
+    directory = scratch / "quadlet"
+    place.publish(directory / Path(unit.path).name, unit.text, 0o644)
+    done = process.run(
+        place.command(host, ["env", f"QUADLET_UNIT_DIRS={place.seen(host, directory)}", program, "-dryrun"]),
+        timeout=60,
+        check=False,
+    )
+    # Older ones end with 0 whatever they could not use: what counts is whether the service was made.
+    made = re.search(rf"^---(?:.*/)?{re.escape(unit.service)}---$", done.stdout, re.MULTILINE)
+    if done.status != _UNKNOWN_FLAG and not made:
+        raise _not_taken(host, unit, "podman's generator", done.stderr.splitlines())
+
+
+def _not_taken(host: Host, unit: Unit, who: str, problems: Sequence[str]) -> HostError:
+    return HostError(
+        f"cannot write {unit.path} on server {host.lrn}: {who} would not take it:"
+        + "".join(f"\n    {line}" for line in problems[:20])
+    )
 
 
 def _systemctl(host: Host, *argv: str) -> None:
