@@ -95,6 +95,10 @@ def server_parts(
             return OsImages(where, ledger, driver, proxy=proxy)
         return OsImages(where, ledger, driver, flatcar_url=options.flatcar_url, proxy=proxy)
 
+    def begin_fetching() -> None:
+        packages.begin_fetching()
+        containers.begin_fetching()
+
     def tidy(recorded: Iterable[Key]) -> None:
         wanted = tuple(recorded)
         packages.tidy(wanted)
@@ -115,7 +119,7 @@ def server_parts(
         progress,
         ending or threading.Event(),
         time.time,
-        packages.begin_fetching,
+        begin_fetching,
         tidy,
         packages.users,
         _runtime(options),

@@ -28,6 +28,7 @@ from reconciler.host.driver import Host, Progress, silent
 from reconciler.host.ledger import Entry, Ledger
 from reconciler.host.pulled import Pulled, measured
 from reconciler.host.registry import Registry, repository_of
+from reconciler.host.room import Room
 from reconciler.host.runtime import Podman, Running, Runtime, Stored, runtime_of, storage_environment
 
 CREDENTIALS = "/etc/reconciler/registry-auth.json"
@@ -36,8 +37,8 @@ CREDENTIALS = "/etc/reconciler/registry-auth.json"
 PULL_LIMIT = 1800.0
 """Seconds that one image may take to be pulled."""
 
-_UNPACKED = 4
-"""How much room an image takes while it is pulled, for each byte of its download: the download and what is unpacked."""
+_UNPACKED = 3
+"""How much room an image takes in the store once it is unpacked, for each byte of its download."""
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "i686": "386"}
 # A connection that broke off ("unexpected EOF") is not among these: the next attempt may bring the rest.
@@ -79,6 +80,7 @@ class Containers:
         self._stop_timeout = stop_timeout
         self._settle = settle
         self._pulled = Pulled(host.state_dir / "images.json")
+        self._room = Room()
         self._mutex = threading.Lock()
         self._chosen: Runtime | None = None
         self._cleaned = False
@@ -194,6 +196,10 @@ class Containers:
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 
+    def begin_fetching(self) -> None:
+        """What was pulled so far lies there: its room is not counted any more."""
+        self._room.begin()
+
     def fetch(self, artifact: Artifact, pin: Pin | None, progress: Progress = silent) -> None:
         """Pull the image by its digest, if it is not there.
 
@@ -216,9 +222,16 @@ class Containers:
         size = registry.sizes(address, digest, self._architecture()).download
         runtime = self._runtime()
         credentials = self._credentials if registry.login(address) else None
-        place.require_space(self._storage(), size * _UNPACKED, f"image {source}")
-        self._pulled.add(source, image)
-        with self._scratch() as scratch, measured(scratch, image.key.subject, size, progress):
+        store = self._storage()
+        # docker's daemon keeps its half downloads in its own store.
+        downloads = place.shared(self._host) if isinstance(runtime, Podman) else store
+        stays, passes = (store, size * _UNPACKED), (downloads, size)
+        with (
+            self._room.taken(f"image {source}", stays=stays, passes=passes),
+            self._scratch() as scratch,
+            measured(scratch, image.key.subject, size, progress),
+        ):
+            self._pulled.add(source, image)
             try:
                 runtime.pull(source, scratch, credentials, self._proxy, self._pull_limit)
             except ProcessTimeout as error:

@@ -315,18 +315,23 @@ def publish(path: Path, data: bytes | str, mode: int = 0o600) -> None:
 
 def require_space(directory: Path, needed: int, what: str) -> None:
     """Raise `HostError` where the file system of `directory` (or of its nearest parent that exists) has less than `needed` bytes."""
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    found = os.statvfs(place)
+    found = os.statvfs(nearest(directory))
     free = found.f_bavail * found.f_frsize
     if free < needed:
         raise HostError(
-            f"cannot put {what} into {directory}: it takes {_size(needed)} and {_size(free)} are free; make room there"
+            f"cannot put {what} into {directory}: it takes {size(needed)} and {size(free)} are free; make room there"
         )
 
 
-def _size(count: int) -> str:
+def nearest(directory: Path) -> Path:
+    """`directory`, or its nearest parent that exists."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return directory
+
+
+def size(count: int) -> str:
+    """Bytes in people's words."""
     return f"{count / 1e6:.1f} MB"
 
 
