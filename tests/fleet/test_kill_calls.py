@@ -78,13 +78,13 @@ def test_promise_9_killed_before_a_system_call_it_comes_to_the_same_end(servers:
         wanted = next(version)
         revision = servers.push({"tool": wanted})
         start(servers, machine, at)
-        servers.wait(f"it is killed before call {at}", partial(has_ended, servers, machine, revision))
+        servers.wait(f"it is killed before call {at}", partial(has_ended, servers, machine, revision), 60)
         if machine.process is not None:  # the last few come as the agent ends
             assert machine.terminate() in (0, -signal.SIGKILL)
         servers.prove_recorded()
         machine.environment = {}
         servers.start(machine)
-        servers.wait_for_end(revision)
+        servers.wait_for_end(revision, within=60)
         servers.has("tool", wanted)
         assert audit(Host(machine.root)) == ""
         assert machine.terminate() == 0
