@@ -46,6 +46,8 @@ class Host:
     boot: int = 1
     has: dict[Key, str] = field(default_factory=dict)
     staged: str | None = None
+    older_os: str | None = None
+    """The OS before the one that runs: a boot may fall back to it."""
     down: set[str] = field(default_factory=set)
     alive: bool = True
     doing: tuple[agent.Perform, StepRecord, Plan, int] | None = None
@@ -84,6 +86,8 @@ class Model:
         self.done_in: dict[tuple[int, str, str], int] = {}
         self.failed_at: dict[str, int] = {}
         self.log: list[str] = []
+        self.falls = 0
+        """So many reboots still bring the OS of before."""
 
     # --- views ------------------------------------------------------------------------------------------------------
 
@@ -175,7 +179,7 @@ class Model:
                 self.check()
             chance.choice(self.events())()
             self.check()
-        self.newest = len(self.revisions) - 1
+        self.newest, self.falls = len(self.revisions) - 1, 0
         self.come_to_an_end()
 
     def come_to_an_end(self) -> None:
@@ -456,7 +460,7 @@ class Model:
                 self.recorded[lrn].pop(key, None)
         if move.step.effect == "reboot" and record.target:
             if host.has.get(OS_IMAGE) != record.target:
-                self.fail(lrn, record)
+                self.fail(lrn, record, boot_id=f"b{host.boot}")
                 return
             self.record(lrn, OS_IMAGE, OsImage.of_version(record.target), record.target)
             host.booted_by_chance = False
@@ -468,9 +472,11 @@ class Model:
         detail = Detail(artifact, version, "", "") if artifact and not isinstance(artifact, Known) else None
         self.recorded[lrn][key] = Installed(key, version, detail)
 
-    def fail(self, lrn: int, record: StepRecord) -> None:
+    def fail(self, lrn: int, record: StepRecord, boot_id: str = "") -> None:
+        """`boot_id` where what has been looked at is this boot: only another one can show anything else."""
+        boot_id = boot_id or record.boot_id
         self.steps[lrn][record.id] = replace(
-            record, state="failed", message="broken", mod_revision=self.bump()
+            record, state="failed", message="broken", boot_id=boot_id, mod_revision=self.bump()
         )
         rollout = self.fleet.rollout
         if rollout and rollout.id == record.rollout:
@@ -531,6 +537,10 @@ class Model:
                     self.check_slot(lrn)
                     host.down.add("host")
                 self.power_cut(lrn)
+                if self.falls and host.older_os:
+                    self.falls -= 1
+                    host.has[OS_IMAGE], host.booted_by_chance = host.older_os, True
+                    self.say(f"{lrn} falls back to {host.older_os}")
                 return False
             case _:
                 pass
@@ -578,6 +588,7 @@ class Model:
         host = self.hosts[lrn]
         host.sentinel = False
         if host.staged:
+            host.older_os = host.has.get(OS_IMAGE)
             host.has[OS_IMAGE], host.staged, host.booted_by_chance = host.staged, None, True
 
     def restart(self, lrn: int) -> None:

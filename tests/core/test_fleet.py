@@ -69,6 +69,26 @@ def test_without_trouble_every_revision_is_reached() -> None:
     model.come_to_an_end()
 
 
+def test_an_os_that_a_boot_did_not_bring_is_staged_again_whoever_asked_for_the_boot() -> None:
+    oses = (("1", "1"), ("1", "2"), ("2", "2"))
+    revisions = [
+        revision(f"r{n}", AptDeb("a", deb), OsImage("stable", os)) for n, (deb, os) in enumerate(oses)
+    ]
+    model = Model([*revisions, revisions[-1]], 3)
+    model.come_to_an_end()
+    model.push()
+    model.falls = 1
+    model.come_to_an_end()  # the rollout brings another OS, and its first boot falls back
+    model.push()
+    model.falls = 1
+    for host in model.hosts.values():
+        host.sentinel = True
+    model.come_to_an_end()  # nothing of the OS has changed, and the first boot falls back
+    assert [line.split(": ")[1] for line in model.log if "falls back" in line] == [
+        "0 falls back to stable/1"
+    ] * 2
+
+
 @pytest.mark.parametrize(
     "examples", [100, pytest.param(3000, marks=[pytest.mark.soak, pytest.mark.timeout(3600)])]
 )
@@ -81,12 +101,20 @@ def test_the_promises_hold_after_every_event(examples: int) -> None:
         failures=st.integers(0, 1),
         waves=st.booleans(),
         strategy=st.sampled_from(["etcd-lock", "etcd-lock", "reboot", "off"]),
+        falls=st.integers(0, 3),
     )
-    @example(seed=23024, events=269, trouble=0.01, failures=0, waves=True, strategy="reboot")
+    @example(seed=23024, events=269, trouble=0.01, failures=0, waves=True, strategy="reboot", falls=0)
     def they_hold(
-        seed: int, events: int, trouble: float, failures: int, waves: bool, strategy: Strategy
+        seed: int,
+        events: int,
+        trouble: float,
+        failures: int,
+        waves: bool,
+        strategy: Strategy,
+        falls: int,
     ) -> None:
         model = Model(history(failures, waves, strategy), 3)
+        model.falls = falls
         try:
             model.run(seed, events, trouble)
         except AssertionError as error:
