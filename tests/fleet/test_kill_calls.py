@@ -13,6 +13,7 @@ import pytest
 
 from reconciler.host.driver import Host
 from tests.debs import audit
+from tests.fleet.daemon import wait_for_log
 from tests.fleet.fleet import Machine, Servers
 
 COUNTS = """
@@ -83,7 +84,9 @@ def test_promise_9_killed_before_a_system_call_it_comes_to_the_same_end(servers:
             assert machine.terminate() in (0, -signal.SIGKILL)
         servers.prove_recorded()
         machine.environment = {}
+        served = machine.log.count("serves http")
         servers.start(machine)
+        wait_for_log(servers, machine, "serves http", served + 1)
         servers.wait_for_end(revision, within=60)
         servers.has("tool", wanted)
         assert audit(Host(machine.root)) == ""
