@@ -352,6 +352,7 @@ def test_killed_at_any_moment_a_new_run_converges(bench: Bench) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_killed_fifty_times_a_new_run_converges(bench: Bench) -> None:
     _killed_again_and_again(bench, 50, seed=random.SystemRandom().randrange(1 << 30))
 

@@ -299,6 +299,7 @@ def test_killed_at_any_moment_a_new_run_converges(boot: Boot, server: ReleaseSer
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_killed_fifty_times_a_new_run_converges(boot: Boot, server: ReleaseServer) -> None:
     _killed_again_and_again(boot, server, 50)
 

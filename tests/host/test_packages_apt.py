@@ -510,5 +510,6 @@ def test_killed_at_any_moment_it_converges(host: Host) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(3600)
 def test_killed_at_fifty_moments_it_converges(host: Host) -> None:
     converge_after_kills(host, [0.05 + 0.025 * number for number in range(50)])
