@@ -131,7 +131,7 @@ def _idle(stage: Stage, agent: Agent) -> Iterator[Figure]:
         "python with the same libraries",
         memory,
     )
-    yield Figure("agent", "idle: CPU", Measured((used,), "% of a core"))
+    yield Figure("agent", "idle: CPU", Measured((used,), "% of a core"), targets=(Target(0.3),))
     yield Figure("agent", "idle: etcd requests a minute", Measured((asked,), "requests"))
 
 
