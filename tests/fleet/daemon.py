@@ -76,7 +76,11 @@ def metric(machine: Machine, name: str, **labels: str) -> float:
 
 def usage(machine: Machine) -> Usage:
     assert machine.process is not None
-    place = Path("/proc") / str(machine.process.pid)
+    return usage_of(machine.process.pid)
+
+
+def usage_of(pid: int) -> Usage:
+    place = Path("/proc") / str(pid)
     fields = (place / "stat").read_text().rpartition(")")[2].split()
     status = dict(line.split(":\t", 1) for line in (place / "status").read_text().splitlines())
     return Usage(
