@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.cli.command import Command, Ran
 from tests.cli.git import FILE, SET, Repository, artifacts
 from tests.conftest import Etcd
 from tests.debs import DebSpec, build, state
+from tests.disks import small_disk
 from tests.etcd_server import etcdctl
 from tests.ports import free_ports
 from tests.registry import registry
@@ -366,18 +366,10 @@ def test_a_tag_that_does_not_exist_stops_the_pass_before_anything_changes(
     check_nothing_installed(etcd, host)
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own with room for 256 KiB."""
-    place = tmp_path / "small"
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=256k", "small", str(place)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let us mount anything, so no disk can be full")
-    try:
+@pytest.fixture(name="small_disk")
+def full_soon(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "small", "256k") as place:
         yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 @pytest.mark.needs("dpkg")

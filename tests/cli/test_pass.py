@@ -294,16 +294,22 @@ def test_images_are_pulled_run_replaced_and_removed(
     assert podman(podman_environment, "ps", "--all", "--quiet", check=True) == ""
 
 
-@pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
-@pytest.mark.usefixtures("podman_environment")
-def test_a_container_that_never_gets_healthy_gives_way_to_the_one_before(
-    command: Command, repository: Repository, etcd: Etcd, images: Registry
-) -> None:
+def web_runs(command: Command, repository: Repository, images: Registry) -> int:
+    """The container web runs its version 1.0, and 2.0 is in the registry too: the port that it answers on."""
     for tag in ("1.0", "2.0"):
         images.push("web", tag)
     port = free_port()
     repository.commit(artifacts(images=[web(images, "1.0", port)]))
     command("--yes").ok()
+    return port
+
+
+@pytest.mark.needs("podman", "runc", "docker-registry", "busybox")
+@pytest.mark.usefixtures("podman_environment")
+def test_a_container_that_never_gets_healthy_gives_way_to_the_one_before(
+    command: Command, repository: Repository, etcd: Etcd, images: Registry
+) -> None:
+    port = web_runs(command, repository, images)
     sick = {"tcp": f"127.0.0.1:{free_port()}", "timeout": "1s"}
     repository.commit(artifacts(images=[web(images, "2.0", port, health=sick)]))
     ran = command("--yes")
@@ -320,11 +326,7 @@ def test_a_container_that_never_gets_healthy_gives_way_to_the_one_before(
 def test_a_restart_waits_for_its_slot_and_a_pass_does_not(
     command: Command, repository: Repository, etcd: Etcd, images: Registry
 ) -> None:
-    for tag in ("1.0", "2.0"):
-        images.push("web", tag)
-    port = free_port()
-    repository.commit(artifacts(images=[web(images, "1.0", port)]))
-    command("--yes").ok()
+    port = web_runs(command, repository, images)
     command("lock", "acquire", "--machine-id", "f" * 32, "--reason", "maintenance").ok()
     repository.commit(artifacts(images=[web(images, "2.0", port)]))
     ran = command("--yes")

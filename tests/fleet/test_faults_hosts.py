@@ -6,14 +6,12 @@ import contextlib
 import os
 import secrets
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from reconciler.host.driver import Host
 from tests.debs import DebSpec
+from tests.disks import small_disk
 from tests.fleet.fleet import Servers
 from tests.fleet.machine import Machine
 from tests.fleet.test_reboots import group, holders
@@ -86,18 +84,12 @@ def test_promise_9_a_dpkg_lock_that_somebody_else_holds_is_waited_for(servers: S
 
 
 @contextlib.contextmanager
-def small_disk(place: Path) -> Iterator[Path]:
+def full_disk(place: Path) -> Iterator[Path]:
     """A file system of 1 MiB at `place`, of which a file takes all; that file."""
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", "size=1m", "small", str(place)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let us mount anything, so no disk can be full")
-    ballast = place / "ballast"
-    try:
+    with small_disk(place, "1m"):
+        ballast = place / "ballast"
         ballast.write_bytes(bytes((1 << 20) - (64 << 10)))
         yield ballast
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_promise_11_a_full_disk_is_named_before_anybody_goes_down_and_with_room_it_goes_on(
@@ -108,7 +100,7 @@ def test_promise_11_a_full_disk_is_named_before_anybody_goes_down_and_with_room_
     poor = servers.add(1, "--no-lead")
     noise = secrets.token_hex(200_000)
     servers.release_package(DebSpec("large", "1.0", files=(("/usr/share/large/noise", noise),)))
-    with small_disk(poor.directory / "state") as ballast:
+    with full_disk(poor.directory / "state") as ballast:
         servers.start()
         servers.wait_for_registered(0, 1)
         servers.wait_for_end(servers.push({"tool": "1.0"}))

@@ -25,6 +25,7 @@ from reconciler.host.driver import Host
 from reconciler.host.ledger import Ledger
 from reconciler.host.packages import Packages
 from tests.debs import DebSpec, audit, bare_host, build, dpkg, overlay_host, repository, state
+from tests.disks import small_disk
 from tests.release_server import ReleaseServer
 
 pytestmark = [
@@ -389,19 +390,6 @@ def test_a_full_disk_is_said_before_anything_changes(tmp_path: Path, server: Rel
         with pytest.raises(HostError, match=r"deb rt-swollen 2\.0 .* it takes 51\.2 MB"):
             packages.fetch(deb, packages.resolve(deb))
         assert (state(host, "rt-fat"), state(host, "rt-swollen"), audit(host)) == ("", "", "")
-
-
-@contextmanager
-def small_disk(place: Path, size: str) -> Iterator[Path]:
-    """A file system of its own."""
-    place.mkdir()
-    words = ["mount", "-t", "tmpfs", "-o", f"size={size}", "small", str(place)]
-    if subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("this machine does not let us mount anything, so no disk can be full")
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
 def test_what_does_not_fit_together_is_said_before_anything_changes(

@@ -8,7 +8,7 @@ import pytest
 
 from reconciler.errors import HostError
 from reconciler.host.room import Room
-from tests.host.test_packages_apt import small_disk
+from tests.disks import small_disk
 
 MB = 1_000_000
 
