@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import datetime
 import json
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from bench import agent, dry_run, growth, lock, plans, rollout, start, validation
 from bench.machine import facts
 from bench.measure import Figure, NotMeasured, table
-from bench.stage import RECONCILE, Stage, stage
+from bench.stage import RECONCILE, ROOT, Stage, stage
 
 SUBJECTS: Mapping[str, Callable[[Stage, int], Iterator[Figure]]] = {
     "start": start.figures,
@@ -51,6 +52,8 @@ def main() -> int:
         print(f"cannot measure: {RECONCILE} is not there; run `make bench`", file=sys.stderr)
         return 1
 
+    # As pip does where it installs a package, the peers among them: an editable one it leaves to its first run.
+    compileall.compile_dir(ROOT / "reconciler", quiet=1)
     machine = facts()
     figures: list[Figure] = []
     failures: list[str] = []

@@ -28,13 +28,13 @@ from reconciler.core.advance import (
     Wait,
     advance,
     bring_back,
-    interrupted,
     is_closing,
     records_of,
 )
 from reconciler.core.artifact import Key
 from reconciler.core.change import Change
 from reconciler.core.duration import timestamp
+from reconciler.core.interrupted import interrupted
 from reconciler.core.plan import Plan, make_bare_plan, make_plan, make_repair, to_look_for
 from reconciler.core.state import (
     ABORTED,

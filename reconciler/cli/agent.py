@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from reconciler import __version__
-from reconciler.cli import compose
+from reconciler.cli import compose, stay
 from reconciler.cli.options import Options, must_be_given
 from reconciler.cli.program import Call, Verb
 from reconciler.errors import UsageError
@@ -40,6 +40,7 @@ def agent(call: Call, no_lead: bool) -> int:
     from reconciler.agent.loop import Asked
     from reconciler.cli.configured import Configured
 
+    stay()
     asked = Asked()
     with asked.signals():
         options = call.options

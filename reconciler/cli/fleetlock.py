@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from reconciler.cli import compose
+from reconciler.cli import compose, stay
 from reconciler.cli.program import Call, Verb
 from reconciler.errors import UsageError
 
@@ -34,6 +34,7 @@ def fleetlock(call: Call, lock_groups: str, client_ca: Path | None) -> int:
     from reconciler.web.fleetlock import FleetLockOptions, serve_fleetlock
     from reconciler.web.listener import Listen
 
+    stay()
     options = call.options
     if options.listen is None:
         raise UsageError("cannot serve FleetLock: say where, with --listen HOST:PORT")

@@ -12,8 +12,8 @@ from typing import Any
 
 from reconciler.cli.here import check_removals, check_revision
 from reconciler.cli.options import Options
-from reconciler.core.advance import interrupted
 from reconciler.core.artifact import Key
+from reconciler.core.interrupted import interrupted
 from reconciler.core.plan import Plan, to_look_for
 from reconciler.core.plans import plans_of
 from reconciler.core.state import Desired, Fleet, Server

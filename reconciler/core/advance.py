@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from reconciler.core.artifact import OS_IMAGE, Image, Key
-from reconciler.core.plan import Plan, Step
+from reconciler.core.plan import Plan, Step, effect_of
 from reconciler.core.state import (
     ABORTED,
     COMPLETE,
@@ -81,7 +81,6 @@ class Wait:
 Move = Perform | Fetch | TurnBack | Settle | Report | Wait
 
 _REBOOT = "reboot:host"
-_OS_CHANGE = "os-image:os-image:change"
 _LOOKED_AT = ("change", "stop", "fetch")
 """Effects whose outcome a look at the host shows."""
 
@@ -303,7 +302,7 @@ def _turn_back(
     if not _has_begun(chain, mine, server) or _is_down(chain, mine, server):
         return None
     rules = plan.reboot
-    acquired = next((record for id, record in mine.items() if _effect_of(id) == "acquire"), None)
+    acquired = next((record for id, record in mine.items() if effect_of(id) == "acquire"), None)
     has_slot = acquired is None or acquired.state == "running" or _holds(server)
     opened = is_open(rules.windows, rules.timezone, now.wall)
     if opened and has_slot and not _is_turning(mine):
@@ -314,7 +313,7 @@ def _turn_back(
 
 def _is_unlocked(step: Step, plan: Plan, server: Server, records: Mapping[str, StepRecord]) -> bool:
     """Whether an operator released the slot under which this step would take the server, which is down, further."""
-    taken = any(_effect_of(id) == "acquire" for id in _chain_records(records, _chain_of(step.id)))
+    taken = any(effect_of(id) == "acquire" for id in _chain_records(records, _chain_of(step.id)))
     return taken and not _holds(server) and not is_closing(step, plan)
 
 
@@ -336,9 +335,9 @@ def _way_back(
 def _is_down(chain: str, records: Mapping[str, StepRecord], server: Server) -> bool:
     """Whether what takes the server down may have happened: the reboot (another boot id shows it), or the change."""
     for id, record in records.items():
-        if chain == _REBOOT and _effect_of(id) == "reboot":
+        if chain == _REBOOT and effect_of(id) == "reboot":
             return record.state != "running" or record.boot_id != server.boot_id
-        if chain != _REBOOT and _effect_of(id) == "change":
+        if chain != _REBOOT and effect_of(id) == "change":
             return True
     return False
 
@@ -347,7 +346,7 @@ def _bring_back(plan: Plan, server: Server, rollout: str) -> Move | None:
     """What is left to do for a rollout that this server may no longer go on with: settle what ran, bring back what is down."""
     records = records_of(server, rollout)
     for record in records.values():
-        if record.state == "running" and _effect_of(record.id) in _LOOKED_AT:
+        if record.state == "running" and effect_of(record.id) in _LOOKED_AT:
             return Settle(record)
     for chain in sorted({_chain_of(id) for id in records}):
         move = _close(plan, server, chain, _chain_records(records, chain), rollout)
@@ -382,11 +381,11 @@ def _is_needed(server: Server, rollout: str, chain: str) -> bool:
     for other in {record.rollout for record in server.steps.values()}:
         records = records_of(server, other)
         for id in records:
-            if _effect_of(id) != "acquire" or (other, _chain_of(id)) == (rollout, chain):
+            if effect_of(id) != "acquire" or (other, _chain_of(id)) == (rollout, chain):
                 continue
             mine = _chain_records(records, _chain_of(id))
             well = any(
-                _effect_of(step) == "health" and record.state == "done" for step, record in mine.items()
+                effect_of(step) == "health" and record.state == "done" for step, record in mine.items()
             )
             if not well and not _ended(mine) and _is_down(_chain_of(id), mine, server):
                 return True
@@ -400,7 +399,7 @@ def _may_try(record: StepRecord | None, server: Server) -> bool:
     """
     if record is None or record.state != "failed":
         return True
-    if _effect_of(record.id) == "reboot":
+    if effect_of(record.id) == "reboot":
         return record.boot_id != server.boot_id
     rollout = server.rollout
     return rollout is not None and record.rollout != rollout.id and record.mod_revision < rollout.mod_revision
@@ -412,7 +411,7 @@ def _has_begun(chain: str, records: Mapping[str, StepRecord], server: Server) ->
     A container that takes no slot is down from its change until its `started` hooks have run. Without its `acquire` an
     older rollout's chain is only what a newer one has left of it.
     """
-    if any(_effect_of(id) == "acquire" for id in records):
+    if any(effect_of(id) == "acquire" for id in records):
         return True
     if chain != _REBOOT:
         change = records.get(f"{chain}:change")
@@ -428,9 +427,9 @@ def _has_begun(chain: str, records: Mapping[str, StepRecord], server: Server) ->
 
 def _ended(records: Mapping[str, StepRecord]) -> bool:
     """A chain has ended when its slot is released; one that holds no slot, when its health is known."""
-    if any(_effect_of(id) == "acquire" for id in records):
-        return any(_effect_of(id) == "release" and record.state == "done" for id, record in records.items())
-    return any(_effect_of(id) == "health" and record.state != "running" for id, record in records.items())
+    if any(effect_of(id) == "acquire" for id in records):
+        return any(effect_of(id) == "release" and record.state == "done" for id, record in records.items())
+    return any(effect_of(id) == "health" and record.state != "running" for id, record in records.items())
 
 
 def _closing_steps(
@@ -448,7 +447,7 @@ def _closing_steps(
         planned = [Step(phase, key, "health")]
     if chain != _REBOOT and (older or _is_done(records, f"{chain}:change")):
         planned = [*_started_hooks(server, chain), *planned]
-    slot = any(_effect_of(id) == "acquire" for id in records)
+    slot = any(effect_of(id) == "acquire" for id in records)
     steps = [step for step in planned if step.effect != "release"]
     return [*steps, Step(phase, key, "release")] if slot else steps
 
@@ -472,39 +471,6 @@ def _started_hooks(server: Server, chain: str) -> tuple[Step, ...]:
 
 
 # --- records --------------------------------------------------------------------------------------------------------
-
-
-def interrupted(server: Server) -> frozenset[Key]:
-    """Artifacts that an older rollout began to change and did not end: they are planned though recorded equals desired."""
-    current = server.rollout.id if server.rollout else ""
-    keys = (
-        OS_IMAGE if _effect_of(id) == "reboot" else Key.of_subject(id.split(":", 2)[1])
-        for id, record in server.steps.items()
-        if record.rollout != current and _left_open(record, server)
-    )
-    return frozenset(key for key in keys if key)
-
-
-def _left_open(record: StepRecord, server: Server) -> bool:
-    """Whether what `record`'s step did to its artifact is not at its end: it did not end itself, or what should follow did not."""
-    match _effect_of(record.id):
-        case "change" if record.state == "done":
-            # Only an OS image that was staged, and whose boot nobody saw, is done and not recorded.
-            recorded = server.recorded.get(OS_IMAGE)
-            staged = record.id == _OS_CHANGE and bool(record.target)
-            return staged and recorded is not None and recorded.version != record.target
-        case "stop" if record.state == "done":
-            changed = server.steps.get(
-                record.id.replace("stop:", "containers:", 1).removesuffix("stop") + "change"
-            )
-            return not (changed and changed.state == "done" and changed.mod_revision >= record.mod_revision)
-        case "reboot":
-            # It has booted another OS than the recorded one, or none: that one is staged again before the next boot.
-            return record.state == "failed" and bool(record.target) and OS_IMAGE in server.recorded
-        case "change" | "stop" | "hook" | "health":
-            return record.state != "done"
-        case _:
-            return False
 
 
 def records_of(server: Server, rollout: str) -> dict[str, StepRecord]:
@@ -532,10 +498,6 @@ def _has_failed(records: Mapping[str, StepRecord], id: str) -> bool:
 def _chain_of(id: str) -> str:
     """`<phase>:<subject>`: the steps of one subject in one phase, of which each needs the one before."""
     return ":".join(id.split(":", 2)[:2])
-
-
-def _effect_of(id: str) -> str:
-    return id.split(":")[2]
 
 
 def _name(rollout: Rollout, phase: int) -> str:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from reconciler.core.advance import interrupted
 from reconciler.core.artifact import OS_IMAGE, Key
 from reconciler.core.difference import difference
 from reconciler.core.duration import timestamp
+from reconciler.core.interrupted import interrupted
+from reconciler.core.plans import waves_of
 from reconciler.core.schedule import may_open, next_time
 from reconciler.core.state import (
     ABORTED,
@@ -30,7 +31,6 @@ from reconciler.core.state import (
     Rollout,
     Server,
     ServerStatus,
-    Wave,
 )
 
 DEFAULT_TIMEOUT = 3600.0
@@ -394,20 +394,6 @@ def _rollout(desired: Desired, fleet: Fleet, servers: tuple[int, ...], now: Now)
         waves=waves_of(desired, servers),
         timeout=timeout,
     )
-
-
-def waves_of(desired: Desired, servers: tuple[int, ...]) -> tuple[Wave, ...]:
-    """The policy's waves over these servers, in order; those in no wave form the last one. Empty ones are left out."""
-    rest = list(servers)
-    waves: list[Wave] = []
-    for policy in desired.policy.waves:
-        chosen = tuple(
-            lrn for lrn in rest if lrn in policy.servers or desired.group_of(lrn).name in policy.groups
-        )
-        rest = [lrn for lrn in rest if lrn not in chosen]
-        waves.append(Wave(chosen, policy.soak, desired.policy.max_failures.of(len(chosen))))
-    waves.append(Wave(tuple(rest), 0.0, desired.policy.max_failures.of(len(rest))))
-    return tuple(wave for wave in waves if wave.servers)
 
 
 def _over(until: str | None, now: Now) -> bool:

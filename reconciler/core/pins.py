@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from reconciler.core.advance import interrupted
 from reconciler.core.artifact import Artifact, Image, Key, Known, Pin, reference
 from reconciler.core.difference import difference
+from reconciler.core.interrupted import interrupted
 from reconciler.core.state import Desired, Fleet, Server
 
 

@@ -35,6 +35,11 @@ class Step:
         return f"{self.phase}:{subject}:{self.effect}{tail}"
 
 
+def effect_of(id: str) -> str:
+    """The effect of the step that a record's `id` names."""
+    return id.split(":")[2]
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What one server does, in the order of execution. Equal inputs give equal plans. `reboot` holds the rules of its group.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from reconciler.core.advance import interrupted
 from reconciler.core.artifact import Artifact, Key, Known
-from reconciler.core.lead import waves_of
+from reconciler.core.interrupted import interrupted
 from reconciler.core.plan import Plan, make_plan
-from reconciler.core.state import Desired, Fleet, Server
+from reconciler.core.state import Desired, Fleet, Server, Wave
 from reconciler.errors import Refused
 
 _SHARED = 8
@@ -72,3 +71,17 @@ def plans_of(
         findings = [finding for refused in refusals for finding in refused.findings]
         raise Refused("\n".join(refused.summary for refused in refusals), findings)
     return tuple(plans)
+
+
+def waves_of(desired: Desired, servers: tuple[int, ...]) -> tuple[Wave, ...]:
+    """The policy's waves over these servers, in order; those in no wave form the last one. Empty ones are left out."""
+    rest = list(servers)
+    waves: list[Wave] = []
+    for policy in desired.policy.waves:
+        chosen = tuple(
+            lrn for lrn in rest if lrn in policy.servers or desired.group_of(lrn).name in policy.groups
+        )
+        rest = [lrn for lrn in rest if lrn not in chosen]
+        waves.append(Wave(chosen, policy.soak, desired.policy.max_failures.of(len(chosen))))
+    waves.append(Wave(tuple(rest), 0.0, desired.policy.max_failures.of(len(rest))))
+    return tuple(wave for wave in waves if wave.servers)

@@ -17,10 +17,12 @@ import time
 import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reconciler.errors import HostError, Unavailable, Unfetchable
-from reconciler.ground.download import Answer, ask
+
+if TYPE_CHECKING:
+    from reconciler.ground.download import Answer
 
 _MANIFESTS = (
     "application/vnd.oci.image.index.v1+json",
@@ -242,6 +244,8 @@ class Registry:
     def _ask(
         self, repository: Repository, method: str, url: str, authorization: str | None, deadline: float
     ) -> Answer:
+        from reconciler.ground.download import ask
+
         headers = {"Accept": ", ".join(_MANIFESTS)}
         if authorization:
             headers["Authorization"] = authorization

@@ -7,8 +7,12 @@ they carry. All of it is imported by the first who asks: it is most of what a dr
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,10 +35,13 @@ def etcd_and_grpc() -> tuple[Any, Any]:
 def _load() -> tuple[Any, Any]:
     # gRPC writes its own log lines to standard error, which is ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    _rebuild_generated_modules()
-    import etcd3.etcdrpc as rpc
-    import grpc
-    from grpc import _common
+    package = _package()
+    _rebuild_generated_modules(package / "etcdrpc")
+    with _left_out("grpc.aio"):
+        import grpc
+        from grpc import _common
+    with _left_out("etcd3", package):
+        import etcd3.etcdrpc as rpc
 
     # A thread that waits for a stream's next message is woken ten times a second, only to wait again: in a daemon that
     # idles, a third of what it costs. A message, an error and a cancellation wake it at once.
@@ -42,26 +49,48 @@ def _load() -> tuple[Any, Any]:
     return rpc, grpc
 
 
-def _rebuild_generated_modules() -> None:
+def _package() -> Path:
+    """Where etcd3 is."""
+    spec = importlib.util.find_spec("etcd3")
+    if spec is None or spec.origin is None:
+        raise ReconcilerError(
+            "cannot talk to etcd: the Python package etcd3 is missing; install this program anew"
+        )
+    return Path(spec.origin).parent
+
+
+@contextlib.contextmanager
+def _left_out(name: str, folder: Path | None = None) -> Iterator[None]:
+    """Import what is inside the block without the code of package `name` itself, which nothing here uses; its modules are in `folder`.
+
+    Who imports that package later gets it as it is.
+    """
+    if name in sys.modules:
+        yield
+        return
+    stand_in = sys.modules[name] = ModuleType(name)
+    stand_in.__path__ = [str(folder)] if folder else []
+    try:
+        yield
+    finally:
+        parent, _, child = name.rpartition(".")
+        del sys.modules[name]
+        if parent in sys.modules:
+            vars(sys.modules[parent]).pop(child, None)
+
+
+def _rebuild_generated_modules(folder: Path) -> None:
     """Put working `etcd3.etcdrpc.{kv,auth,rpc}_pb2` in place of those that protobuf 4 and later refuse.
 
     Each carries its serialized descriptor as one literal; protobuf's own builder makes the classes from it. The
     descriptors go into a pool of their own: names such as `rpc.proto` are not etcd's alone.
     """
     import ast
-    import importlib.util
     import re
-    import sys
 
     from google.protobuf import descriptor_pool
     from google.protobuf.internal import builder
 
-    spec = importlib.util.find_spec("etcd3")
-    if spec is None or spec.origin is None:
-        raise ReconcilerError(
-            "cannot talk to etcd: the Python package etcd3 is missing; install this program anew"
-        )
-    folder = Path(spec.origin).parent / "etcdrpc"
     pool = descriptor_pool.DescriptorPool()
     for name in ("kv", "auth", "rpc"):
         source = (folder / f"{name}_pb2.py").read_text(encoding="latin-1")

@@ -13,8 +13,9 @@ from functools import partial
 
 from reconciler.core import advance as agent
 from reconciler.core import lead as leader
-from reconciler.core.advance import advance, interrupted, is_closing, records_of
+from reconciler.core.advance import advance, is_closing, records_of
 from reconciler.core.artifact import OS_IMAGE, Artifact, Key, Known, OsImage
+from reconciler.core.interrupted import interrupted
 from reconciler.core.plan import Plan, Step, make_plan
 from reconciler.core.semaphore import Holder, Semaphore
 from reconciler.core.state import (

@@ -17,11 +17,11 @@ from reconciler.core.advance import (
     TurnBack,
     Wait,
     advance,
-    interrupted,
     is_closing,
     records_of,
 )
 from reconciler.core.artifact import OS_IMAGE, AptDeb, Artifact, Container, Image, Key, OsImage
+from reconciler.core.interrupted import interrupted
 from reconciler.core.plan import Plan, make_plan
 from reconciler.core.semaphore import Holder, Semaphore
 from reconciler.core.state import (

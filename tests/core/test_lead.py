@@ -21,8 +21,8 @@ from reconciler.core.lead import (
     lead,
     participants,
     watch,
-    waves_of,
 )
+from reconciler.core.plans import waves_of
 from reconciler.core.state import (
     ABORTED,
     COMPLETE,

@@ -31,10 +31,10 @@ from reconciler.core.advance import (
     TurnBack,
     Wait,
     advance,
-    interrupted,
     records_of,
 )
 from reconciler.core.artifact import Artifact, Image, Key, Known, Pin
+from reconciler.core.interrupted import interrupted
 from reconciler.core.plan import Plan, make_plan
 from reconciler.core.semaphore import Semaphore
 from reconciler.core.state import (
