@@ -7,8 +7,9 @@ the listening socket, so that a connection counts from its first packet on, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.utils import formatdate
 from typing import Any
 
 import uvicorn
@@ -41,6 +42,8 @@ class Config(uvicorn.Config):
 
     certificates: Certificates | None = None
     limits: Limits = Limits()
+    connected: Callable[[], None] = staticmethod(lambda: None)
+    """Called for each new connection."""
 
 
 class _TooMany(Exception):
@@ -58,9 +61,13 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._certificates, self._limits = None, Limits()
+        self._certificates, self._limits, self._connected = None, Limits(), Config.connected
         if isinstance(config, Config):
-            self._certificates, self._limits = config.certificates, config.limits
+            self._certificates, self._limits, self._connected = (
+                config.certificates,
+                config.limits,
+                config.connected,
+            )
         self._socket: asyncio.Transport | None = None
         self._early = b""
         self._lost = False
@@ -77,6 +84,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         self._socket = transport
         self._make_room()
+        self._connected()
         if self._certificates is None:
             super().connection_made(transport)
             return
@@ -162,6 +170,8 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= _PIPELINED:
             raise _TooMany
+        date = (b"date", formatdate(usegmt=True).encode())
+        self.server_state.default_headers = [date, *self.config.encoded_headers]
         super().on_headers_complete()
         self.scope["state"]["client_names"] = _names(self.transport.get_extra_info("peercert"))
 

@@ -1,7 +1,7 @@
 """A bounded HTTP server in one thread of this process. Called by `app` and `fleetlock`.
 
 uvicorn without what is the process's own: it installs no signal handler and touches no logging. It runs its loop once a
-second, to hang up on slow clients, and not ten times.
+second, to hang up on slow clients, and not ten times; and not at all while nobody is connected.
 """
 
 from __future__ import annotations
@@ -73,12 +73,14 @@ class Server:
             access_log=False,
             proxy_headers=False,  # who asks is who is connected, whatever a header says
             server_header=False,
+            date_header=False,  # uvicorn's is as old as its loop's last turn: the connection sets it
             headers=[("cache-control", "no-store"), ("x-content-type-options", "nosniff")],
             timeout_keep_alive=self._listen.limits.keep_alive,
             timeout_graceful_shutdown=_GOODBYE,
         )
         config.certificates, config.limits = self._certificates, self._listen.limits
         self._server = server = _Uvicorn(config)
+        config.connected = server.connected
         self._thread = threading.Thread(target=self._serve, args=(server,), name="http", daemon=True)
         self._thread.start()
         if not server.listens.wait(_START_TIME):
@@ -167,27 +169,38 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self.listens = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ending: asyncio.Event | None = None
+        self._ending, self._called = asyncio.Event(), asyncio.Event()
 
     def end(self) -> None:
         """End in order. May be called from any thread."""
         self.should_exit = True
-        loop, ending = self._loop, self._ending
-        if loop and ending:
+        if self._loop:
             # Between the end of the loop and its being closed there is nothing left to wake.
             with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(ending.set)
+                self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._ending.set()
+        self._called.set()
+
+    def connected(self) -> None:
+        """Somebody is: they may be slow."""
+        self._called.set()
 
     async def main_loop(self) -> None:
-        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self.listens.set()
         while not await self.on_tick(0):
             now = self._loop.time()
             for connection in tuple(self.server_state.connections):
                 if isinstance(connection, Connection) and connection.is_overdue(now):
                     connection.hang_up()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ending.wait(), _PULSE)
+            if self.server_state.connections:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ending.wait(), _PULSE)
+            else:
+                self._called.clear()
+                await self._called.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for connection in tuple(self.server_state.connections):

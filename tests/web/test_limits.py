@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 import pytest
@@ -314,3 +315,22 @@ def test_closing_waits_for_no_slow_client_and_leaves_no_thread() -> None:
     assert set(threading.enumerate()) <= before
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", server.port), timeout=1)
+
+
+def test_while_nobody_is_connected_it_rests_and_then_knows_what_time_it_is() -> None:
+    before = set(threading.enumerate())
+    with serving() as server:
+        (thread,) = set(threading.enumerate()) - before
+        ask(server, "/livez")
+        time.sleep(1.5)  # one more look at who is connected
+        asleep = _times_woken(thread)
+        time.sleep(2.5)
+        assert _times_woken(thread) == asleep
+        dated = parsedate_to_datetime(ask(server, "/livez").headers["date"]).timestamp()
+        assert -1.5 < time.time() - dated < 2
+
+
+def _times_woken(thread: threading.Thread) -> int:
+    status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
+    (times,) = (line.split()[1] for line in status.splitlines() if line.startswith("voluntary_ctxt"))
+    return int(times)
