@@ -107,7 +107,7 @@ def test_within_the_budget_a_dead_server_is_left_out_and_named(servers: Servers)
     servers.gather(3)
     dead = next(machine for machine in servers.machines.values() if machine is not servers.leader())
     dead.kill()
-    budget = {"maxFailures": 1, "timeout": "2s"}
+    budget = {"maxFailures": 1, "timeout": "4s"}
     finished = servers.wait_for_end(servers.push({"tool": "1.0"}, policy=budget))
     assert list(finished.out) == [dead.lrn] and finished.out[dead.lrn].kind == "silent"
     assert f"server {dead.lrn}" in finished.message

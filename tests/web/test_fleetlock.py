@@ -275,7 +275,7 @@ def test_a_hundred_clients_at_once(etcd: Etcd, server: Server) -> None:
 def test_etcd_away_is_503_and_it_goes_on_by_itself() -> None:
     with (
         EtcdServer() as etcd_server,
-        Client(EtcdOptions((etcd_server.endpoint,)), timeout=1.0) as client,
+        Client(EtcdOptions((etcd_server.endpoint,)), timeout=2.0) as client,
         fleetlock(client, Keys(), "workers") as server,
     ):
         assert call(server, PRE_REBOOT).status == 200
