@@ -149,11 +149,12 @@ class Store:
 @contextlib.contextmanager
 def store(options: Options) -> Iterator[Store | None]:
     """etcd for a command that reads; None where it is the embedded one and that has no data yet: nothing is started then."""
-    from reconciler.store.embedded import has_data
+    if not options.endpoints:
+        from reconciler.store.embedded import has_data
 
-    if not options.endpoints and not has_data(options.state_dir):
-        yield None
-        return
+        if not has_data(options.state_dir):
+            yield None
+            return
     with store_to_write(options) as opened:
         yield opened
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from reconciler.core.artifact import OsImage, Pin
 from reconciler.errors import HostError, Unavailable, Unfetchable
 from reconciler.ground import process
-from reconciler.ground.download import ask, download, raise_for_status, shown
 from reconciler.ground.process import ProcessFailed
 
 PUBLIC = "https://{channel}.release.flatcar-linux.net/amd64-usr"
@@ -75,6 +74,8 @@ class Flatcar:
         self, address: str, name: str, sha512: str, to: Path, progress: Callable[[int, int | None], None]
     ) -> None:
         """Download one file of a release into `to` and check it: its checksum, and its signature where a key is given."""
+        from reconciler.ground.download import download, shown
+
         download(
             f"{address}/{name}",
             to,
@@ -97,6 +98,8 @@ class Flatcar:
             raise
 
     def _sha512(self, address: str, name: str) -> str:
+        from reconciler.ground.download import shown
+
         url = f"{address}/{name}.DIGESTS"
         found = {
             match[1]
@@ -110,6 +113,8 @@ class Flatcar:
         return found.pop()
 
     def _text(self, url: str) -> bytes:
+        from reconciler.ground.download import ask, raise_for_status
+
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 answer = ask(url, timeout=_QUICK, max_bytes=_DIGESTS_LIMIT, proxy=self.proxy)
