@@ -15,13 +15,15 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from reconciler.desired.source import masked
 from reconciler.errors import ReconcilerError, Refused, Unavailable
+from reconciler.ground.imports import folder_of, left_out
 
 if TYPE_CHECKING:
     from git import Git
@@ -97,6 +99,13 @@ class Header:
     size: int
 
 
+class Library(NamedTuple):
+    """What is used of GitPython."""
+
+    git: type[Git]
+    tree_entries: Callable[[bytes], list[tuple[bytes, int, str]]]
+
+
 class Calls:
     """Calls of git in one directory. Not for several threads: each makes its own. `secret` is struck out of what git says."""
 
@@ -113,7 +122,8 @@ class Calls:
             # GitPython would run git where this process stands instead.
             raise Unavailable(f"cannot read {directory}: it is not there, or this user may not enter it")
         self._secret = secret
-        self._git = _library()(self._directory)
+        _point_nowhere_else()
+        self._git = _library().git(self._directory)
         # Whose repository it is does not matter: nothing that its owner wrote into it is run.
         own = [("safe.directory", str(self._directory)), ("safe.directory", str(self._directory / ".git"))]
         self._git.update_environment(
@@ -237,14 +247,34 @@ class Objects:
         )
 
 
-def _library() -> type[Git]:
-    """GitPython's door to the program, imported at its first use, in an environment of which nothing points elsewhere."""
+def _point_nowhere_else() -> None:
+    """Take out of the environment what leads git to another repository than the one it is asked for."""
     for name in [name for name in os.environ if name.startswith("GIT_") and not name.startswith(_KEPT)]:
         del os.environ[name]
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    from git import Git
 
-    return Git
+
+@cache
+def _library() -> Library:
+    """What is used of GitPython, imported at its first use.
+
+    Its door to the program, and its parser of trees: its repositories, indexes and remotes are half of what importing it takes.
+    """
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    folder = folder_of("git")
+    if folder is None:
+        raise ReconcilerError(
+            "cannot read git: the Python package GitPython is missing; install this program anew"
+        )
+    with left_out("git", folder), left_out("git.objects", folder / "objects"):
+        from git.cmd import Git
+        from git.objects.fun import tree_entries_from_data
+    Git.refresh()
+    return Library(Git, tree_entries_from_data)
+
+
+def tree_entries(data: bytes) -> list[tuple[bytes, int, str]]:
+    """The entries of a tree object: id, mode and name. Raises `ValueError` for names that are git's own (`.GIT`, `git~1`, `..`), and broken lines."""
+    return _library().tree_entries(data)
 
 
 def _text(word: str | bytes) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reconciler.desired import allowance
 from reconciler.desired.allowance import Allowance
-from reconciler.desired.calls import Objects, Unreadable
+from reconciler.desired.calls import Objects, Unreadable, tree_entries
 from reconciler.errors import Finding, Refused
 
 _SUBMODULE = 0o160000
@@ -116,12 +116,10 @@ def _entries(objects: Objects, tree: str, path: str, allowed: Allowance | None =
 
 
 def _parsed(data: bytes, path: str) -> Iterator[Entry]:
-    """The entries of a tree object. GitPython refuses names that are git's own (`.GIT`, `git~1`, `..`), and broken lines."""
-    from git.objects.fun import tree_entries_from_data
-
+    """The entries of a tree object."""
     prefix = f"{path}/" if path else ""
     try:
-        for binary, mode, name in tree_entries_from_data(data):
+        for binary, mode, name in tree_entries(data):
             yield Entry(prefix + name, mode, binary.hex())
     except ValueError as error:
         raise Refused(f"{path or 'the top directory'} is refused: {error}") from None

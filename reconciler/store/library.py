@@ -7,17 +7,15 @@ they carry. All of it is imported by the first who asks: it is most of what a dr
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from reconciler.errors import ReconcilerError
+from reconciler.ground.imports import folder_of, left_out
 
 _loaded: list[tuple[Any, Any]] = []
 _loading = threading.Lock()
@@ -37,10 +35,10 @@ def _load() -> tuple[Any, Any]:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     package = _package()
     _rebuild_generated_modules(package / "etcdrpc")
-    with _left_out("grpc.aio"):
+    with left_out("grpc.aio"):
         import grpc
         from grpc import _common
-    with _left_out("etcd3", package):
+    with left_out("etcd3", package):
         import etcd3.etcdrpc as rpc
 
     # A thread that waits for a stream's next message is woken ten times a second, only to wait again: in a daemon that
@@ -51,32 +49,12 @@ def _load() -> tuple[Any, Any]:
 
 def _package() -> Path:
     """Where etcd3 is."""
-    spec = importlib.util.find_spec("etcd3")
-    if spec is None or spec.origin is None:
+    folder = folder_of("etcd3")
+    if folder is None:
         raise ReconcilerError(
             "cannot talk to etcd: the Python package etcd3 is missing; install this program anew"
         )
-    return Path(spec.origin).parent
-
-
-@contextlib.contextmanager
-def _left_out(name: str, folder: Path | None = None) -> Iterator[None]:
-    """Import what is inside the block without the code of package `name` itself, which nothing here uses; its modules are in `folder`.
-
-    Who imports that package later gets it as it is.
-    """
-    if name in sys.modules:
-        yield
-        return
-    stand_in = sys.modules[name] = ModuleType(name)
-    stand_in.__path__ = [str(folder)] if folder else []
-    try:
-        yield
-    finally:
-        parent, _, child = name.rpartition(".")
-        del sys.modules[name]
-        if parent in sys.modules:
-            vars(sys.modules[parent]).pop(child, None)
+    return folder
 
 
 def _rebuild_generated_modules(folder: Path) -> None:
