@@ -52,7 +52,7 @@ def main() -> int:
         print(f"cannot measure: {RECONCILE} is not there; run `make bench`", file=sys.stderr)
         return 1
 
-    # As pip does where it installs a package, the peers among them: an editable one it leaves to its first run.
+    # pip compiles what it installs, the peers too, but no editable package: done here, so that no run pays for it.
     compileall.compile_dir(ROOT / "reconciler", quiet=1)
     machine = facts()
     figures: list[Figure] = []

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Sequence
 
 _A_COMMAND, _A_DAEMON = 200_000, 10_000
-"""Objects made between two looks for garbage, where Python has 700: what is imported and read stays, and was walked again and again."""
+"""Objects made between two looks for garbage, where Python has 700 or 2,000: what is imported and read stays, and was walked again and again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,5 +21,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def stay() -> None:
-    """Look for garbage as a process that runs for a year."""
+    """Look for garbage as a process that runs until it is ended."""
     gc.set_threshold(_A_DAEMON)

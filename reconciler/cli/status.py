@@ -25,8 +25,9 @@ def status(call: Call, watch: bool) -> int:
     if not watch:
         _show(options, current(options))
         return 0
-    from reconciler.cli import compose
+    from reconciler.cli import compose, stay
 
+    stay()
     with compose.store(options) as store:
         if store is None:
             raise UsageError(f"cannot watch: there is no embedded etcd in {options.state_dir} yet")

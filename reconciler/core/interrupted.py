@@ -1,4 +1,4 @@
-"""What older rollouts left open on a server. Pure; used by the plans and by both sides' decisions."""
+"""What older rollouts left open on a server. Pure; used where plans are made, and by the leader."""
 
 from __future__ import annotations
 

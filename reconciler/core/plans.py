@@ -1,4 +1,4 @@
-"""The plans of several servers from one view of the fleet. Pure; called by `--dry-run` and the web's plan."""
+"""The plans of several servers from one view of the fleet. Pure; called by `--dry-run` and the web's plan; its waves by the leader."""
 
 from __future__ import annotations
 

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from reconciler.desired.source import masked
 from reconciler.errors import ReconcilerError, Refused, Unavailable
-from reconciler.ground.imports import folder_of, left_out
+from reconciler.ground.imports import left_out
 
 if TYPE_CHECKING:
     from git import Git
+    from git.exc import CommandError
 
 OUTPUT_LIMIT = 8 << 20
 """Bytes of standard output kept of one call."""
@@ -103,6 +104,7 @@ class Library(NamedTuple):
     """What is used of GitPython."""
 
     git: type[Git]
+    not_run: type[CommandError]
     tree_entries: Callable[[bytes], list[tuple[bytes, int, str]]]
 
 
@@ -167,11 +169,9 @@ class Calls:
 
     @contextlib.contextmanager
     def _startable(self, program: str) -> Iterator[None]:
-        from git.exc import CommandError
-
         try:
             yield
-        except CommandError:
+        except _library().not_run:
             raise Unavailable(f"cannot run {program}: install it, or put it into PATH") from None
 
     def _last_lines(self, errors: bytes) -> str:
@@ -260,16 +260,17 @@ def _library() -> Library:
     Its door to the program, and its parser of trees: its repositories, indexes and remotes are half of what importing it takes.
     """
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    folder = folder_of("git")
-    if folder is None:
+    try:
+        with left_out("git"), left_out("git.objects"):
+            from git.cmd import Git
+            from git.exc import CommandError
+            from git.objects.fun import tree_entries_from_data
+    except ModuleNotFoundError as error:
         raise ReconcilerError(
-            "cannot read git: the Python package GitPython is missing; install this program anew"
-        )
-    with left_out("git", folder), left_out("git.objects", folder / "objects"):
-        from git.cmd import Git
-        from git.objects.fun import tree_entries_from_data
+            f"cannot read git: the Python package {error.name} is missing; install this program anew"
+        ) from None
     Git.refresh()
-    return Library(Git, tree_entries_from_data)
+    return Library(Git, CommandError, tree_entries_from_data)
 
 
 def tree_entries(data: bytes) -> list[tuple[bytes, int, str]]:

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from reconciler.errors import ReconcilerError
-from reconciler.ground.imports import folder_of, left_out
+from reconciler.ground.imports import left_out
 
 _loaded: list[tuple[Any, Any]] = []
 _loading = threading.Lock()
@@ -33,28 +33,22 @@ def etcd_and_grpc() -> tuple[Any, Any]:
 def _load() -> tuple[Any, Any]:
     # gRPC writes its own log lines to standard error, which is ours.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    package = _package()
-    _rebuild_generated_modules(package / "etcdrpc")
-    with left_out("grpc.aio"):
-        import grpc
-        from grpc import _common
-    with left_out("etcd3", package):
-        import etcd3.etcdrpc as rpc
+    try:
+        with left_out("grpc.aio", whole=True):
+            import grpc
+            from grpc import _common
+        with left_out("etcd3") as folder:
+            _rebuild_generated_modules(folder / "etcdrpc")
+            import etcd3.etcdrpc as rpc
+    except ModuleNotFoundError as error:
+        raise ReconcilerError(
+            f"cannot talk to etcd: the Python package {error.name} is missing; install this program anew"
+        ) from None
 
     # A thread that waits for a stream's next message is woken ten times a second, only to wait again: in a daemon that
     # idles, a third of what it costs. A message, an error and a cancellation wake it at once.
     _common.MAXIMUM_WAIT_TIMEOUT = 2.0
     return rpc, grpc
-
-
-def _package() -> Path:
-    """Where etcd3 is."""
-    folder = folder_of("etcd3")
-    if folder is None:
-        raise ReconcilerError(
-            "cannot talk to etcd: the Python package etcd3 is missing; install this program anew"
-        )
-    return folder
 
 
 def _rebuild_generated_modules(folder: Path) -> None:

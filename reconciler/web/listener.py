@@ -169,7 +169,7 @@ class _Uvicorn(uvicorn.Server):
         super().__init__(config)
         self.listens = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ending, self._called = asyncio.Event(), asyncio.Event()
+        self._called = asyncio.Event()
 
     def end(self) -> None:
         """End in order. May be called from any thread."""
@@ -177,15 +177,12 @@ class _Uvicorn(uvicorn.Server):
         if self._loop:
             # Between the end of the loop and its being closed there is nothing left to wake.
             with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._end)
-
-    def _end(self) -> None:
-        self._ending.set()
-        self._called.set()
+                self._loop.call_soon_threadsafe(self._called.set)
 
     def connected(self) -> None:
-        """Somebody is: they may be slow."""
-        self._called.set()
+        """One more is about to be: from the first one on there is somebody who may be slow."""
+        if not self.server_state.connections:
+            self._called.set()
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -195,12 +192,9 @@ class _Uvicorn(uvicorn.Server):
             for connection in tuple(self.server_state.connections):
                 if isinstance(connection, Connection) and connection.is_overdue(now):
                     connection.hang_up()
-            if self.server_state.connections:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ending.wait(), _PULSE)
-            else:
-                self._called.clear()
-                await self._called.wait()
+            self._called.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._called.wait(), _PULSE if self.server_state.connections else None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for connection in tuple(self.server_state.connections):

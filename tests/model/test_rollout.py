@@ -47,6 +47,8 @@ SYSTEMS = (
 )
 """An OS image that is staged, and a reboot under the fleet's one slot."""
 
+LONG = 3600
+"""Seconds for a search among millions of states, which takes up to 4 GB of memory."""
 EACH = ("kill", "pause", "lose", "late", "release", "stop", "lie", "power")
 
 
@@ -77,7 +79,7 @@ def test_one_server_and_two_troubles() -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)  # millions of states, and 4 GB of memory
+@pytest.mark.timeout(LONG)
 @pytest.mark.parametrize("kind", [IMAGES, SYSTEMS], ids=["rolling", "booting"])
 @pytest.mark.parametrize("trouble", EACH)
 def test_three_servers_with_each_trouble(kind: tuple[Artifact, Desired], trouble: str) -> None:
@@ -85,7 +87,7 @@ def test_three_servers_with_each_trouble(kind: tuple[Artifact, Desired], trouble
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(3600)  # millions of states, and 4 GB of memory
+@pytest.mark.timeout(LONG)
 @pytest.mark.parametrize("kind", [IMAGES, SYSTEMS], ids=["rolling", "booting"])
 @pytest.mark.parametrize("other", EACH)
 def test_two_servers_and_two_troubles(kind: tuple[Artifact, Desired], other: str) -> None:

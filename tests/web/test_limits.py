@@ -322,12 +322,12 @@ def test_while_nobody_is_connected_it_rests_and_then_knows_what_time_it_is() -> 
     with serving() as server:
         (thread,) = set(threading.enumerate()) - before
         ask(server, "/livez")
-        time.sleep(1.5)  # one more look at who is connected
+        time.sleep(2.5)  # one more look at who is connected
         asleep = _times_woken(thread)
         time.sleep(2.5)
         assert _times_woken(thread) == asleep
         dated = parsedate_to_datetime(ask(server, "/livez").headers["date"]).timestamp()
-        assert -1.5 < time.time() - dated < 2
+        assert 0 <= time.time() - dated < 2
 
 
 def _times_woken(thread: threading.Thread) -> int:
