@@ -61,13 +61,8 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._certificates, self._limits, self._connected = None, Limits(), Config.connected
-        if isinstance(config, Config):
-            self._certificates, self._limits, self._connected = (
-                config.certificates,
-                config.limits,
-                config.connected,
-            )
+        ours = config if isinstance(config, Config) else Config
+        self._certificates, self._limits, self._connected = ours.certificates, ours.limits, ours.connected
         self._socket: asyncio.Transport | None = None
         self._early = b""
         self._lost = False
