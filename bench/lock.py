@@ -1,6 +1,7 @@
 """The reboot lock: how often a slot is taken and given back, each client a process of its own.
 
-Beside it stand two bare transactions a cycle by the same clients, and etcd's own lock through `etcdctl lock`.
+Beside it stand two bare transactions a cycle by the same clients, the same with a key that goes round from client to client,
+and etcd's own lock through `etcdctl lock`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ def figures(stage: Stage, runs: int) -> Iterator[Figure]:
     yield Figure("lock", "1 client on 1 slot", one, bare, rates["one: floor"])
     yield Figure("lock", "8 clients on 8 slots", many, bare, rates["eight: floor"])
     yield Figure("lock", "8 clients on 1 slot", crowd, "1 client on 1 slot", one, KEPT)
+    # What the machine leaves of one client's rate where another process has to be woken for each cycle.
+    ring = "8 bare clients in a ring"
+    yield Figure("lock", "8 clients on 1 slot", crowd, ring, rates["eight: ring"])
+    yield Figure("lock", ring, rates["eight: ring"], bare, rates["one: floor"])
     if etcdctl := shutil.which("etcdctl"):
         for what, mine, number in (("1 client on 1 slot", one, 1), ("8 clients on 1 slot", crowd, CLIENTS)):
             peer = Measured(tuple(_etcdctl(etcdctl, stage.endpoint, number) for _ in range(5)), UNIT)
@@ -71,6 +76,9 @@ def _turn(clients: Sequence[Child]) -> Iterator[tuple[str, list[dict[str, Any]]]
     yield "one on one", _together(clients[:1], "cycles")
     yield "eight on one", _together(clients, "cycles")
     yield "one: floor", _together(clients[:1], "floor")
+    for client in clients:
+        client.ask("stand", CLIENTS)
+    yield "eight: ring", _together(clients, "ring")
     clients[0].ask("slots", CLIENTS)
     yield "eight on eight", _together(clients, "cycles")
     yield "eight: floor", _together(clients, "floor")

@@ -1,4 +1,6 @@
-"""One client of the reboot lock, in a process of its own. Tasks: `cycles SECONDS`, `floor SECONDS`, `end`."""
+"""One client of the reboot lock, in a process of its own. Tasks: `slots NUMBER`, `cycles SECONDS`, `floor SECONDS`,
+`stand CLIENTS` and then `ring SECONDS`, `end`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from reconciler.store.keys import Keys
 from reconciler.store.line import Line
 from reconciler.store.lock import RebootLock
 from reconciler.store.lock_view import Taken
-from reconciler.store.transaction import Operation, put
+from reconciler.store.transaction import Operation, delete, one, put
 
 PATIENCE = 30.0
 """Seconds that a client has for each slot: what is refused before is a failure."""
@@ -24,7 +26,7 @@ class Locker:
 
     def __init__(self, endpoint: str, group: str, number: int) -> None:
         self._client, self._keys = Client(EtcdOptions((endpoint,))), Keys()
-        self._group = group
+        self._group, self._number = group, number
         self._holder = Holder(f"{number:032x}", "agent", number, reason="bench")
 
     def slots(self, number: str) -> Answer:
@@ -66,14 +68,45 @@ class Locker:
             done += 1
         return {"done": done, "seconds": time.monotonic() - began}
 
+    def stand(self, clients: str) -> Answer:
+        """Take one's place in a ring of so many: from now on it is seen when the one before has had its turn."""
+        self._stream = self._client.open_watch((), ())
+        self._stream.add(one(_turn_of((self._number - 1) % int(clients))), 0, deletions_only=True)
+        self._replies = iter(self._stream)
+        next(self._replies)
+        return {}
+
+    def ring(self, seconds: str) -> Answer:
+        """What handing on costs: wait until the one before has deleted its key, write and delete one's own, and nothing else."""
+        done, key = 0, _turn_of(self._number)
+        written: list[Operation] = [put(key, "x" * 100)]
+        deleted: list[Operation] = [delete(key)]
+        began = time.monotonic()
+        while True:
+            if self._number or done:  # the first client begins
+                while not next(self._replies).events:
+                    pass
+            self._client.txn([], written)
+            self._client.txn([], deleted)
+            done += 1
+            if time.monotonic() > began + float(seconds):
+                break
+        self._stream.cancel()
+        return {"done": done, "seconds": time.monotonic() - began}
+
     def end(self) -> Answer:
         self._client.close()
         return {}
 
 
+def _turn_of(number: int) -> str:
+    return f"/ring/{number}"
+
+
 def main() -> None:
     locker = Locker(sys.argv[1], sys.argv[2], int(sys.argv[3]))
-    answering({"slots": locker.slots, "cycles": locker.cycles, "floor": locker.floor, "end": locker.end})
+    tasks = (locker.slots, locker.cycles, locker.floor, locker.stand, locker.ring, locker.end)
+    answering({task.__name__: task for task in tasks})
 
 
 if __name__ == "__main__":

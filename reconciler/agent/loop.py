@@ -26,7 +26,7 @@ from reconciler.agent.leading import Leading
 from reconciler.agent.notify import Notifier
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.signals import Signals
-from reconciler.agent.wake import Wake, local_paths, watch_paths
+from reconciler.agent.wake import SELDOM, Wake, local_paths, watch_paths
 from reconciler.agent.worker import Worker
 from reconciler.agent.writing import Writing
 from reconciler.errors import NoEtcd, ReconcilerError, Unavailable
@@ -294,7 +294,7 @@ def _watch_files(parts: Parts, asked: Asked) -> None:
     if repository:
         watch_paths(repository, parts.bells.follow.ring, parts.ending)
     if parts.configuration.files:
-        watch_paths(parts.configuration.files, asked.look, parts.ending, recursive=False)
+        watch_paths(parts.configuration.files, asked.look, parts.ending, recursive=False, step=SELDOM)
 
 
 def _end(parts: Parts, loops: Loops) -> int:

@@ -26,14 +26,23 @@ class Wake:
         return rung
 
 
-_STEP = 100
-"""Milliseconds between two looks of watchfiles at what inotify has told it: each is a little work, and there are many in an idle year."""
+STEP, SELDOM = 100, 500
+"""Milliseconds between two looks of watchfiles at what inotify has told it: each is a little work, and there are many in an idle year.
+For what somebody waits for, and for what changes once in a while.
+"""
 
 
 def watch_paths(
-    paths: Sequence[Path], ring: Callable[[], None], stop: threading.Event, *, recursive: bool = True
+    paths: Sequence[Path],
+    ring: Callable[[], None],
+    stop: threading.Event,
+    *,
+    recursive: bool = True,
+    step: int = STEP,
 ) -> threading.Thread:
-    """Call `ring` whenever something in (or, if `recursive`, below) one of `paths`, directories, changes, until `stop` is set."""
+    """Call `ring` whenever something in (or, if `recursive`, below) one of `paths`, directories, changes, until `stop` is set:
+    within two to three times `step` (milliseconds).
+    """
 
     def watch() -> None:
         # Imported here: only an agent that follows something local needs it.
@@ -44,8 +53,8 @@ def watch_paths(
                 *paths,
                 watch_filter=None,
                 stop_event=stop,
-                debounce=2 * _STEP,
-                step=_STEP,
+                debounce=2 * step,
+                step=step,
                 raise_interrupt=False,
                 recursive=recursive,
             ):
