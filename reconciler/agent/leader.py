@@ -16,7 +16,7 @@ from reconciler.agent.leading import Leading
 from reconciler.agent.notify import Notifier, Telling
 from reconciler.agent.publisher import Publisher
 from reconciler.agent.resolve import Resolver, resolve
-from reconciler.agent.telling import Unopened, standing, still_told
+from reconciler.agent.telling import standing, still_told
 from reconciler.core.artifact import Kind
 from reconciler.core.duration import timestamp
 from reconciler.core.lead import (
@@ -32,6 +32,7 @@ from reconciler.core.lead import (
     watch,
 )
 from reconciler.core.pins import wanted_pins
+from reconciler.core.published import Unopened
 from reconciler.core.report import report
 from reconciler.core.state import Desired, Fleet, Now, Rollout, Settings
 from reconciler.errors import Fenced, ReconcilerError, Unfetchable
@@ -70,14 +71,13 @@ class Conductor:
         self._seen = Seen()
         self._token = 0
         self._unopened: Unopened | None = None
-        self._problem: str | None = None
         self._telling: dict[str, Telling] = {}
         self._rests_until = 0.0
 
     @property
     def problem(self) -> str | None:
         """Why a rollout could not be opened; None where nothing speaks against it."""
-        return self._problem
+        return self._unopened.why if self._unopened else None
 
     @property
     def _is_telling(self) -> bool:
@@ -110,6 +110,7 @@ class Conductor:
                 log.warning("leads no more")
                 self._on_lead(False)
             self._token, self._seen = 0, Seen()
+            self._cannot_open(None)
             self._publisher.update(leads=False, lease_left=self._leading.lease_left)
             self._look_on()
             return IDLE
@@ -134,6 +135,8 @@ class Conductor:
         )
         self._seen = watch(self._seen, fleet, now)
         order = lead(desired, fleet, self._seen, now)
+        if not isinstance(order, Open):
+            self._cannot_open(None)
         try:
             self._note(writes, fleet, self._tell(fleet, now))
             if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
@@ -195,16 +198,14 @@ class Conductor:
             wanted = wanted_pins(desired, known, rollout.servers)
             pins = resolve(wanted, rollout.version, self._resolvers)
         except ReconcilerError as error:
-            is_new, self._problem = self._problem != str(error), str(error)
-            if not isinstance(error, Unfetchable):
+            is_new, refused = self.problem != str(error), isinstance(error, Unfetchable)
+            self._cannot_open(Unopened(rollout.version, str(error), refused))
+            if not refused:
                 raise  # nothing is wrong with the revision: what is missing is said, and it is tried again
-            self._unopened = Unopened(rollout.version, str(error))
-            self._publisher.update(refusal=str(error), refused=rollout.version)
             log.error("%s", error, extra={"revision": rollout.version, "anew": is_new})
             self._tell(fleet, Now(self._wall(), time.monotonic()))
             return _RETRY
-        self._problem = self._unopened = None
-        self._publisher.update(refusal=None, refused=None)
+        self._cannot_open(None)
         log.info(
             "opens a rollout on servers %s",
             ", ".join(map(str, rollout.servers)),
@@ -217,6 +218,10 @@ class Conductor:
         }
         writes.open_rollout(fleet, rollout, pins, slots, timestamp(self._wall()))
         return None
+
+    def _cannot_open(self, unopened: Unopened | None) -> None:
+        self._unopened = unopened
+        self._publisher.update(unopened=unopened)
 
     def _tell(self, fleet: Fleet, now: Now) -> Set[str]:
         """Tell people what stands and they have not been told of; the names of all that stands."""

@@ -8,21 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Set
-from dataclasses import dataclass
 
 from reconciler.agent.follow import Following
 from reconciler.agent.notify import Event
+from reconciler.core.published import Unopened
 from reconciler.core.state import Fleet, Now, Rollout
 
 _GIT, _REFUSED = "git", "refused "
-
-
-@dataclass(frozen=True, slots=True)
-class Unopened:
-    """A revision whose rollout cannot be opened, for what is wrong with the revision itself."""
-
-    revision: str
-    why: str
 
 
 def standing(
@@ -69,7 +61,7 @@ def _of_revisions(
     if git.refusal:
         event = Event("revision_refused", git.refusal, git.refused or "")
         found[f"{_REFUSED}{git.refused or _short_digest(git.refusal)}"] = event
-    if unopened and git.newest and git.newest.revision.id == unopened.revision:
+    if unopened and unopened.refused and git.newest and git.newest.revision.id == unopened.revision:
         event = Event("revision_refused", unopened.why, unopened.revision)
         found[f"{_REFUSED}{unopened.revision}"] = event
     if git.unavailable and git.since is not None and now.monotonic - git.since > alarm_after:

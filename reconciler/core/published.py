@@ -36,6 +36,15 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
+class Unopened:
+    """Why the leader cannot open the rollout of `revision`. `refused`: for what is wrong with the revision itself, and not with the leader."""
+
+    revision: str
+    why: str
+    refused: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Durations:
     """A histogram: `counts` by bucket as in `BUCKETS`, one more for what is longer, and the sum in seconds."""
 
@@ -71,6 +80,7 @@ class Published:
     refusal: str | None = None
     unavailable: str | None = None
     leads: bool = False
+    unopened: Unopened | None = None
     lease_left: float | None = None
     pending: int = 0
     drift: tuple[Change, ...] = ()

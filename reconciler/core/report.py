@@ -141,7 +141,13 @@ def _held(fleet: Fleet, now: Now) -> str | None:
     if rollout and rollout.unfinished and rollout.stopped_by != "leader":
         return "the last rollout was stopped, and waits for `reconcile recover`"
     wait = held_back(fleet, now)
-    return wait.reason if wait else None
+    return wait.reason if wait else _unopened(fleet)
+
+
+def _unopened(fleet: Fleet) -> str | None:
+    """What the agent that leads says of it."""
+    leader = fleet.leader.host if fleet.leader else None
+    return next((agent.unopened for agent in fleet.agents if agent.host == leader and agent.unopened), None)
 
 
 def _state(fleet: Fleet) -> tuple[str, str]:

@@ -303,7 +303,8 @@ class Machine:
 class Agent:
     """`leader/agents/<lrn>//<lease>`: one live agent, and what only it can know of its server.
 
-    `trouble` says why it refuses the newest revision or cannot read git, `drift` counts what differs from the records.
+    `trouble` says why it refuses the newest revision or cannot read git, `drift` counts what differs from the records,
+    `unopened` says why it, as the leader, cannot open the rollout of the newest revision.
     """
 
     lrn: int
@@ -314,6 +315,7 @@ class Agent:
     trouble: str = ""
     drift: int = 0
     reboot_required: bool = False
+    unopened: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ def _git(published: Published, now: float) -> Iterator[Metric]:
     yield _gauge(
         "reconciler_revision_refused",
         "Whether the newest revision in git is refused: 1 or 0.",
-        published.refusal is not None,
+        published.refusal is not None or _refused_to_open(published) is not None,
     )
 
 
@@ -174,8 +174,12 @@ def _revisions(published: Published) -> Iterator[tuple[str, str]]:
         yield "desired", published.desired.revision.id
     if rollout and rollout.outcome == "complete":
         yield "applied", rollout.version
-    if published.refused:
-        yield "refused", published.refused
+    if refused := published.refused or _refused_to_open(published):
+        yield "refused", refused
+
+
+def _refused_to_open(published: Published) -> str | None:
+    return published.unopened.revision if published.unopened and published.unopened.refused else None
 
 
 def _server(published: Published, now: float) -> Iterator[Metric]:

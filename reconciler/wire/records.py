@@ -277,6 +277,8 @@ def encode_agent(agent: Agent) -> str:
         document["drift"] = agent.drift
     if agent.reboot_required:
         document["reboot_required"] = True
+    if agent.unopened:
+        document["unopened"] = agent.unopened
     return encode(document)
 
 
@@ -292,6 +294,7 @@ def decode_agent(text: str | bytes, key: str, lrn: int, lease: str, create_revis
         fields.text("trouble", ""),
         fields.integer("drift", 0),
         fields.boolean("reboot_required", False),
+        fields.text("unopened", ""),
     )
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from reconciler.agent.follow import Following
-from reconciler.agent.telling import Unopened, standing, still_told
+from reconciler.agent.telling import standing, still_told
+from reconciler.core.published import Unopened
 from reconciler.core.semaphore import Holder
 from reconciler.core.state import Desired, Fleet, Lock, Now, Revision, Rollout
 

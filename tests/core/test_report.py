@@ -37,6 +37,8 @@ NOON = 1_767_268_800.0  # Thursday 2026-01-01 12:00 UTC
 NOW = Now(NOON, 5.0)
 WAVES = (Wave((0,)), Wave((1, 2)))
 ROLLOUT = Rollout("b" * 40, (0, 1, 2), ID, WAVES)
+LEADER = Leader("s0", "k", 1)
+UNOPENED = (Agent(0, "s0", "m0", "1", unopened="no such tag"), Agent(1, "s1", "m1", "2"))
 ANN = Notice("ann", "mending", "2026-01-01T00:00:00Z")
 
 
@@ -172,6 +174,10 @@ def test_a_wave_that_soaks_is_said_to() -> None:
         (Fleet(noted="b" * 40, rollout=ROLLOUT), None),
         (Fleet(noted="c" * 40), None),
         (Fleet(noted="c" * 40, pause=ANN), "paused by ann: mending"),
+        (Fleet(noted="c" * 40, leader=LEADER, agents=UNOPENED), "no such tag"),
+        (Fleet(noted="c" * 40, leader=replace(LEADER, host="s1"), agents=UNOPENED), None),
+        (Fleet(noted="c" * 40, leader=LEADER, agents=UNOPENED, pause=ANN), "paused by ann: mending"),
+        (Fleet(noted="b" * 40, leader=LEADER, agents=UNOPENED, rollout=ROLLOUT), None),
         (Fleet(noted="c" * 40, settings=Settings(release_time="0 4 * * *")), "outside the release time (config/release-time)"),
         (Fleet(noted="c" * 40, rollout=ROLLOUT, pause=ANN), "a rollout is under way"),
         (Fleet(noted="c" * 40, rollout=replace(ROLLOUT, stop=True, stopped_by="ann")), "the last rollout was stopped, and waits for `reconcile recover`"),

@@ -33,6 +33,25 @@ def test_one_server_cannot_fetch_and_nobody_has_changed_anything(servers: Server
     servers.has("tool", "2.0")
 
 
+def test_status_says_why_a_rollout_cannot_be_opened(servers: Servers) -> None:
+    """Whoever looks need not know which server leads, nor read its log."""
+    servers.gather(2)
+    servers.wait_for_end(servers.push({"tool": "1.0"}))
+    servers.push(sets=[{"debs": [servers.deb("tool", "9.9")]}])
+    shown = servers.wait("it is said", lambda: not_rolled_out(servers))
+    assert "release v9.9 of acme/tool" in shown and "there is no such release" in shown
+    servers.wait_for_end(servers.push({"tool": "2.0"}))
+    assert not_rolled_out(servers) == ""
+    servers.wait("it is taken back", lambda: not any(agent.unopened for agent in servers.view().agents))
+
+
+def not_rolled_out(servers: Servers) -> str:
+    """What `status` says of the newest revision; empty where it says nothing."""
+    shown = servers.command()("status").ok().out
+    line = next((line for line in shown.splitlines() if line.startswith("Desired ")), "")
+    return line.partition(", not rolled out: ")[2]
+
+
 def of(rollout: str, steps: object, id: str, phase: str) -> bool:
     assert isinstance(steps, dict)
     return steps[id].rollout == rollout and id.startswith(f"{phase}:")

@@ -105,7 +105,7 @@ steps = st.builds(
     numbers,
     extras,
 )
-agents = st.builds(Agent, numbers, texts, words, words, numbers)
+agents = st.builds(Agent, numbers, texts, words, words, numbers, texts, numbers, st.booleans(), texts)
 machines = st.builds(Machine, numbers, words, st.booleans(), numbers, extras)
 notices = st.builds(Notice, texts, texts, texts, st.none() | times, numbers, extras)
 rollouts = st.builds(
