@@ -1,22 +1,19 @@
 """The driver for Debian packages, from GitHub releases and from the server's APT sources. Called by the performer; not pure.
 
-What was fetched for a package lies in a directory of its own, `debs/<name>/<what it is>/`, published by its
-`fetched.json`, and stays until the host was looked at: a dpkg that was killed in the middle is repaired from there. Only
-a package that dpkg calls wholly installed counts. Nothing is removed but what stands in the ledger, and nothing along
-with it.
+What was fetched for a package (`shelf`) stays until the host was looked at: a dpkg that was killed in the middle is repaired from
+there. Only a package that dpkg calls wholly installed counts. Nothing is removed but what stands in the ledger, and
+nothing along with it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING
 
 from reconciler.core.artifact import AptDeb, Artifact, Key, Known, Pin, ReleaseDeb
 from reconciler.errors import HostError, Unfetchable
@@ -25,6 +22,7 @@ from reconciler.host.apt import Apt, archive_name
 from reconciler.host.dpkg import DATABASE, Control, Dpkg, Package, contents, control
 from reconciler.host.driver import Host, Progress, silent
 from reconciler.host.ledger import Entry, Ledger
+from reconciler.host.shelf import Deb, Parcel, Shelf
 
 if TYPE_CHECKING:
     from reconciler.host.releases import Releases
@@ -32,20 +30,6 @@ if TYPE_CHECKING:
 GITHUB = "https://api.github.com"
 LOCK_TIMEOUT = 120.0
 """Seconds that dpkg's lock is waited for."""
-
-_MANIFEST = "fetched.json"
-_MANIFEST_LIMIT = 1 << 20
-Deb = ReleaseDeb | AptDeb
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """What was fetched for one package: the directory, the package's own file in it, its version and checksum."""
-
-    directory: Path
-    file: Path
-    version: str
-    digest: str
 
 
 class Packages:
@@ -63,6 +47,7 @@ class Packages:
     ) -> None:
         self._host = host
         self._ledger = ledger
+        self._shelf = Shelf(host)
         self._dpkg = Dpkg(host, lock_timeout)
         self._apt = Apt(self._dpkg, proxy)
         self._github_api = github_api
@@ -133,7 +118,7 @@ class Packages:
                 return artifact.version
             case ReleaseDeb():
                 digest = self._checksum(artifact, pin)
-                if digest and (parcel := self._parcel(artifact, digest)):
+                if digest and (parcel := self._shelf.parcel(artifact, digest)):
                     return parcel.version
                 entry = self._ledger.get(artifact.key)
                 return entry.found or None if entry and _same(entry, artifact, digest) else None
@@ -192,7 +177,7 @@ class Packages:
                 self._fetch_apt(artifact)
             case _:
                 raise TypeError(f"{artifact} is no package")
-        parcel = self._parcel(artifact, self._checksum(artifact, pin) or "")
+        parcel = self._shelf.parcel(artifact, self._checksum(artifact, pin) or "")
         packages = self._dpkg.packages()
         package = packages.get(artifact.name)
         if parcel is not None and not _is(package, parcel.version):
@@ -202,10 +187,10 @@ class Packages:
     def _fetch_release(self, deb: ReleaseDeb, pin: Pin | None, progress: Progress) -> None:
         releases = self._releases()
         digest = self._checksum(deb, pin)
-        if digest and self._parcel(deb, digest):
+        if digest and self._shelf.parcel(deb, digest):
             return
         found = pin or releases.resolve(deb, self._dpkg.architecture)
-        directory = self._directory(deb, _digest(found.digest))
+        directory = self._shelf.directory(deb, _digest(found.digest))
         fetched = directory / "fetched"
         releases.fetch(replace(found, digest=digest or found.digest), fetched, deb.key.subject, progress)
         said = self._check(deb, fetched)
@@ -213,7 +198,7 @@ class Packages:
         file = fetched.rename(directory / archive_name(said.package, said.version, said.architecture))
         if self._apt.there:
             self._apt.fetch(deb.name, place.seen(self._host, file), directory)
-        self._publish(Parcel(directory, file, said.version, _digest(found.digest)))
+        self._shelf.publish(Parcel(directory, file, said.version, _digest(found.digest)))
 
     def _check(self, deb: ReleaseDeb, file: Path) -> Control:
         """What the file says of itself, if that is what was asked for; else it is not kept."""
@@ -234,7 +219,7 @@ class Packages:
     def _require_room(self, deb: Deb, parcel: Parcel, packages: Mapping[str, Package]) -> None:
         """Room for what came for this package and for the others, beside the largest of those that they replace: dpkg unpacks first."""
         sizes = {}
-        for file in parcel.directory.glob("*.deb"):
+        for file in parcel.files:
             with contextlib.suppress(Unfetchable):  # damaged since: that is told when it is to be installed
                 said = control(file)
                 there = packages.get(said.package)
@@ -253,14 +238,14 @@ class Packages:
                 raise
 
     def _fetch_apt(self, deb: AptDeb) -> None:
-        if self._parcel(deb, ""):
+        if self._shelf.parcel(deb, ""):
             return
         if not self._apt.there:
             raise HostError(
                 f"cannot fetch deb {deb.name} {deb.version} on server {self._host.lrn}: the host has no apt-get; "
                 "name a release instead"
             )
-        directory = self._directory(deb, "")
+        directory = self._shelf.directory(deb, "")
         installed = self._dpkg.packages().get(deb.name)
         self._apt.fetch(deb.name, f"{deb.name}={deb.version}", directory)
         file = self._own_file(deb, directory)
@@ -271,7 +256,7 @@ class Packages:
             return
         from reconciler.ground.download import file_sha256
 
-        self._publish(Parcel(directory, file, deb.version, file_sha256(file)))
+        self._shelf.publish(Parcel(directory, file, deb.version, file_sha256(file)))
 
     def _own_file(self, deb: AptDeb, directory: Path) -> Path | None:
         for file in sorted(directory.glob("*.deb")):
@@ -287,7 +272,7 @@ class Packages:
         if not isinstance(artifact, AptDeb | ReleaseDeb):
             raise TypeError(f"{artifact} is no package")
         with self._changing:
-            self._apply(artifact, self._parcel(artifact, self._checksum(artifact, pin) or ""))
+            self._apply(artifact, self._shelf.parcel(artifact, self._checksum(artifact, pin) or ""))
         with self._counting:
             self._coming.pop(artifact.name, None)
 
@@ -303,7 +288,7 @@ class Packages:
         altered = entry.altered if entry else ()
         if not as_wanted or self._altered_since(deb.key):
             self._refuse_held(deb, packages.get(deb.name), parcel)
-            self._verify(deb, parcel)
+            self._shelf.verify(deb, parcel)
             self._refuse_links_out(deb, parcel)
             again = _is(packages.get(deb.name), parcel.version)
             # Where the version will not show that it was done, neither may the ledger before it is.
@@ -314,7 +299,7 @@ class Packages:
             self._require(deb, self._dpkg.packages().get(deb.name), parcel)
             altered = self._dpkg.altered([deb.name])
         self._ledger.put(replace(self._entry(deb, parcel, parcel.version), altered=altered))
-        self._tidy(parcel)
+        self._shelf.keep_only(parcel)
 
     def _refuse_held(self, deb: Deb, package: Package | None, parcel: Parcel) -> None:
         if package is not None and package.held and package.installed:
@@ -330,9 +315,7 @@ class Packages:
         """
         if not self._dpkg.bare:
             return
-        paths = {f"{DATABASE}/status"}.union(
-            *(contents(file) for file in {parcel.file, *parcel.directory.glob("*.deb")})
-        )
+        paths = {f"{DATABASE}/status"}.union(*(contents(file) for file in {parcel.file, *parcel.files}))
         for path in sorted(paths):
             if place.leads_out(self._host, path):
                 raise HostError(
@@ -364,7 +347,7 @@ class Packages:
     def _with_what_is_missing(self, parcel: Parcel, packages: Mapping[str, Package]) -> list[Path]:
         """The package's file, and those that came with it of which the host has nothing: what it has may be newer by now."""
         found = [parcel.file]
-        for file in sorted(parcel.directory.glob("*.deb")):
+        for file in parcel.files:
             package = packages.get(control(file).package)
             if file != parcel.file and (package is None or not package.there):
                 found.append(file)
@@ -394,7 +377,7 @@ class Packages:
             self._take_away(key.name)
         if entry is not None:
             self._ledger.drop(key)
-        shutil.rmtree(self._shelf(key.name), ignore_errors=True)
+        self._shelf.drop(key.name)
 
     def _refuse_removal(self, key: Key, package: Package, entry: Entry | None) -> None:
         what = f"cannot remove deb {key.name} {package.version} from server {self._host.lrn}"
@@ -426,23 +409,6 @@ class Packages:
 
     # --- what was fetched --------------------------------------------------------------------------------------------
 
-    def _shelf(self, name: str) -> Path:
-        return place.shared(self._host) / "debs" / quote(name, safe="+")
-
-    def _directory(self, deb: Deb, digest: str) -> Path:
-        which = digest if isinstance(deb, ReleaseDeb) else f"apt-{quote(deb.version, safe='+~')}"
-        return self._shelf(deb.name) / which
-
-    def _publish(self, parcel: Parcel) -> None:
-        document = {"file": parcel.file.name, "version": parcel.version, "digest": parcel.digest}
-        place.publish(parcel.directory / _MANIFEST, json.dumps(document))
-
-    def _parcel(self, deb: Deb, digest: str) -> Parcel | None:
-        """What was fetched, whole, for this package; None where that was not done or is gone."""
-        if isinstance(deb, ReleaseDeb) and not digest:
-            return None
-        return _read_parcel(self._directory(deb, digest))
-
     def _checksum(self, artifact: Artifact, pin: Pin | None) -> str | None:
         """The checksum that a release must have, in hex: git's or the rollout's; where neither says it, that of what is here."""
         if not isinstance(artifact, ReleaseDeb):
@@ -452,16 +418,6 @@ class Packages:
         entry = self._ledger.get(artifact.key)
         return entry.digest or None if entry and _same(entry, artifact, None) else None
 
-    def _verify(self, deb: Deb, parcel: Parcel) -> None:
-        from reconciler.ground.download import file_sha256
-
-        if file_sha256(parcel.file) != parcel.digest:
-            shutil.rmtree(parcel.directory, ignore_errors=True)
-            raise HostError(
-                f"cannot install deb {deb.name} {parcel.version} on server {self._host.lrn}: what was fetched was damaged "
-                "since; it is thrown away, and fetched again the next time"
-            )
-
     def _cached(self, name: str, parcel: Parcel | None) -> dict[str, Path]:
         """The .deb files that a broken package can be installed from: what came for `name`, and what the ledger's packages have."""
         found = {
@@ -470,7 +426,7 @@ class Packages:
             if key.kind == "deb" and entry.file and Path(entry.file).is_file()
         }
         if parcel:
-            for file in sorted(parcel.directory.glob("*.deb")):
+            for file in parcel.files:
                 with contextlib.suppress(Unfetchable):
                     found[control(file).package] = file
             found[name] = parcel.file
@@ -479,18 +435,9 @@ class Packages:
     def _entry(self, deb: Deb, parcel: Parcel, found: str) -> Entry:
         return Entry(deb, found=found, digest=parcel.digest, file=str(parcel.file))
 
-    def _tidy(self, parcel: Parcel) -> None:
-        """Throw away what was fetched for other versions, now that this one is on the host."""
-        for directory in _directories(parcel.directory.parent):
-            if directory != parcel.directory:
-                shutil.rmtree(directory, ignore_errors=True)
-
     def tidy(self, wanted: Iterable[Key]) -> None:
         """Throw away what was fetched for packages that are neither wanted nor ours: a revision that was never applied."""
-        keep = {self._shelf(key.name).name for key in (*wanted, *self._ledger.entries()) if key.kind == "deb"}
-        for shelf in _directories(place.shared(self._host) / "debs"):
-            if shelf.name not in keep:
-                shutil.rmtree(shelf, ignore_errors=True)
+        self._shelf.tidy(key.name for key in (*wanted, *self._ledger.entries()) if key.kind == "deb")
 
     def adopt(self, artifact: Artifact | Known) -> bool:
         """Enter a package that is on the host already in the ledger; False where it is not wholly there."""
@@ -505,26 +452,6 @@ class Packages:
 
 def _listed(files: tuple[str, ...]) -> str:
     return ", ".join(files[:3]) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
-
-
-def _directories(parent: Path) -> Iterator[Path]:
-    with contextlib.suppress(FileNotFoundError):
-        yield from sorted(path for path in parent.iterdir() if path.is_dir() and not path.is_symlink())
-
-
-def _read_parcel(directory: Path) -> Parcel | None:
-    try:
-        with (directory / _MANIFEST).open("rb") as file:
-            document: Any = json.loads(file.read(_MANIFEST_LIMIT))
-        parcel = Parcel(
-            directory,
-            directory / Path(document["file"]).name,
-            str(document["version"]),
-            str(document["digest"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there, or damaged: it is fetched again
-    return parcel if parcel.file.is_file() else None
 
 
 def _is(package: Package | None, version: str) -> bool:
