@@ -1,5 +1,5 @@
 """One client of the reboot lock, in a process of its own. Tasks: `slots NUMBER`, `cycles SECONDS`, `floor SECONDS`,
-`stand CLIENTS` and then `ring SECONDS`, `end`.
+`stand CLIENTS` and then `ring TURNS`, `end`.
 """
 
 from __future__ import annotations
@@ -76,23 +76,19 @@ class Locker:
         next(self._replies)
         return {}
 
-    def ring(self, seconds: str) -> Answer:
+    def ring(self, turns: str) -> Answer:
         """What handing on costs: wait until the one before has deleted its key, write and delete one's own, and nothing else."""
-        done, key = 0, _turn_of(self._number)
+        key = _turn_of(self._number)
         written: list[Operation] = [put(key, "x" * 100)]
         deleted: list[Operation] = [delete(key)]
         began = time.monotonic()
-        while True:
-            if self._number or done:  # the first client begins
-                while not next(self._replies).events:
-                    pass
+        for turn in range(int(turns)):
+            while (self._number or turn) and not next(self._replies).events:  # the first client begins
+                pass
             self._client.txn([], written)
             self._client.txn([], deleted)
-            done += 1
-            if time.monotonic() > began + float(seconds):
-                break
         self._stream.cancel()
-        return {"done": done, "seconds": time.monotonic() - began}
+        return {"done": int(turns), "seconds": time.monotonic() - began}
 
     def end(self) -> Answer:
         self._client.close()

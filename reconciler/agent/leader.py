@@ -28,13 +28,13 @@ from reconciler.core.lead import (
     Seen,
     Stop,
     Wait,
+    held_back,
     lead,
     watch,
 )
 from reconciler.core.pins import wanted_pins
-from reconciler.core.published import Unopened
 from reconciler.core.report import report
-from reconciler.core.state import Desired, Fleet, Now, Rollout, Settings
+from reconciler.core.state import Desired, Fleet, Now, Rollout, Settings, Unopened
 from reconciler.errors import Fenced, ReconcilerError, Unfetchable
 from reconciler.store.leading import LeaderWrites
 
@@ -43,6 +43,8 @@ log = logging.getLogger(__name__)
 IDLE = 60.0
 _LOOP = "leader"
 _RETRY = 10.0
+_WHY = 2000
+"""Characters of why a rollout cannot be opened that are kept: an error may name each artifact."""
 _SENDING = 1.0
 """Seconds between two looks while a notification is on its way: once it is sent, that is noted."""
 _RESTS, _LONGEST_REST = 2.0, 0.5
@@ -70,7 +72,6 @@ class Conductor:
         self._looked_on: float | None = None
         self._seen = Seen()
         self._token = 0
-        self._unopened: Unopened | None = None
         self._telling: dict[str, Telling] = {}
         self._rests_until = 0.0
 
@@ -78,6 +79,10 @@ class Conductor:
     def problem(self) -> str | None:
         """Why a rollout could not be opened; None where nothing speaks against it."""
         return self._unopened.why if self._unopened else None
+
+    @property
+    def _unopened(self) -> Unopened | None:
+        return self._publisher().unopened
 
     @property
     def _is_telling(self) -> bool:
@@ -110,8 +115,7 @@ class Conductor:
                 log.warning("leads no more")
                 self._on_lead(False)
             self._token, self._seen = 0, Seen()
-            self._cannot_open(None)
-            self._publisher.update(leads=False, lease_left=self._leading.lease_left)
+            self._publisher.update(leads=False, lease_left=self._leading.lease_left, unopened=None)
             self._look_on()
             return IDLE
         if leader.token != self._token:
@@ -135,8 +139,11 @@ class Conductor:
         )
         self._seen = watch(self._seen, fleet, now)
         order = lead(desired, fleet, self._seen, now)
-        if not isinstance(order, Open):
-            self._cannot_open(None)
+        unopened, newest = self._unopened, desired.revision.id if desired else None
+        if unopened and (
+            unopened.revision != newest or not (isinstance(order, Open) or held_back(fleet, now))
+        ):
+            self._publisher.update(unopened=None)  # it is not to be opened any more
         try:
             self._note(writes, fleet, self._tell(fleet, now))
             if desired and fleet.noted != desired.revision.id and not fleet.neco_at_work:
@@ -198,14 +205,17 @@ class Conductor:
             wanted = wanted_pins(desired, known, rollout.servers)
             pins = resolve(wanted, rollout.version, self._resolvers)
         except ReconcilerError as error:
-            is_new, refused = self.problem != str(error), isinstance(error, Unfetchable)
-            self._cannot_open(Unopened(rollout.version, str(error), refused))
+            before, refused = self._unopened, isinstance(error, Unfetchable)
+            was_refused = before is not None and before.revision == rollout.version and before.refused
+            unopened = Unopened(rollout.version, str(error)[:_WHY], refused or was_refused)
+            self._publisher.update(unopened=unopened)
+            self._note(writes, fleet, self._tell(fleet, Now(self._wall(), time.monotonic())))
             if not refused:
                 raise  # nothing is wrong with the revision: what is missing is said, and it is tried again
+            is_new = before is None or before.why != unopened.why
             log.error("%s", error, extra={"revision": rollout.version, "anew": is_new})
-            self._tell(fleet, Now(self._wall(), time.monotonic()))
             return _RETRY
-        self._cannot_open(None)
+        self._publisher.update(unopened=None)
         log.info(
             "opens a rollout on servers %s",
             ", ".join(map(str, rollout.servers)),
@@ -219,10 +229,6 @@ class Conductor:
         writes.open_rollout(fleet, rollout, pins, slots, timestamp(self._wall()))
         return None
 
-    def _cannot_open(self, unopened: Unopened | None) -> None:
-        self._unopened = unopened
-        self._publisher.update(unopened=unopened)
-
     def _tell(self, fleet: Fleet, now: Now) -> Set[str]:
         """Tell people what stands and they have not been told of; the names of all that stands."""
         events = standing(fleet, self._follower.state, self._unopened, now, self._alarm_after())
@@ -235,10 +241,9 @@ class Conductor:
         return events.keys()
 
     def _note(self, writes: LeaderWrites, fleet: Fleet, current: Set[str]) -> None:
-        """Note what has been sent: only then is it told, whoever asks later."""
+        """Note what has been sent, only then is it told, whoever asks later; and why nothing is opened, for who asks `status`."""
         sent = {name for name, telling in self._telling.items() if telling.done}
-        told = replace(
-            fleet.told, names=still_told(fleet.told.names | sent, current, fleet, self._follower.state)
-        )
+        names = still_told(fleet.told.names | sent, current, fleet, self._follower.state)
+        told = replace(fleet.told, names=names, unopened=self._unopened)
         if told != fleet.told and not fleet.neco_at_work:
             writes.note_told(told)

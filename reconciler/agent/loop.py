@@ -150,18 +150,6 @@ class Follow:
         return seconds * (0.8 + 0.4 * random.random())  # noqa: S311 (jitter is no secret)
 
 
-def _lead(conductor: Conductor, publisher: Publisher, bells: Bells) -> float:
-    """A pass of the leader's loop. Why it cannot open a rollout, this host's own key says: the worker's loop writes it."""
-    before = publisher().unopened
-    try:
-        return conductor.conduct()
-    finally:
-        now = publisher().unopened
-        # Not at each try: the words may hold how long it took.
-        if (now and now.revision) != (before and before.revision):
-            bells.work.ring()
-
-
 def _reap_orphans(ending: threading.Event, interval: float = 5.0) -> None:
     """As process 1: take the exit status of what others left behind. Our own programs are waited for by who ran them.
 
@@ -286,7 +274,7 @@ def run(parts: Parts, asked: Asked) -> int:
     loops.start("git", follow.once, parts.bells.follow)
     loops.start("worker", parts.worker.work, parts.bells.work)
     if parts.conductor is not None:
-        loops.start("leader", partial(_lead, parts.conductor, parts.publisher, parts.bells), parts.bells.lead)
+        loops.start("leader", parts.conductor.conduct, parts.bells.lead)
     parts.watching.start(candidate=parts.conductor is not None)
     while (request := asked.next()) != "end":
         match request:

@@ -11,8 +11,7 @@ from collections.abc import Set
 
 from reconciler.agent.follow import Following
 from reconciler.agent.notify import Event
-from reconciler.core.published import Unopened
-from reconciler.core.state import Fleet, Now, Rollout
+from reconciler.core.state import Fleet, Now, Rollout, Unopened
 
 _GIT, _REFUSED = "git", "refused "
 

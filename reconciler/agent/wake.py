@@ -26,7 +26,7 @@ class Wake:
         return rung
 
 
-STEP, SELDOM = 100, 500
+_STEP, SELDOM = 100, 500
 """Milliseconds between two looks of watchfiles at what inotify has told it: each is a little work, and there are many in an idle year.
 For what somebody waits for, and for what changes once in a while.
 """
@@ -38,10 +38,10 @@ def watch_paths(
     stop: threading.Event,
     *,
     recursive: bool = True,
-    step: int = STEP,
+    step: int = _STEP,
 ) -> threading.Thread:
     """Call `ring` whenever something in (or, if `recursive`, below) one of `paths`, directories, changes, until `stop` is set:
-    within two to three times `step` (milliseconds).
+    within twice `step` (milliseconds), or three times while the changes go on.
     """
 
     def watch() -> None:

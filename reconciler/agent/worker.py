@@ -171,12 +171,8 @@ class Worker:
                 log.log(level, "waits: %s", reason, extra={"server": server.lrn})
                 self._at_rest()
                 self._check_drift(server)
-                known = self._publisher()
                 self._writing.say(
-                    reason if newer else self._trouble(),
-                    len(known.drift),
-                    server.reboot_required,
-                    _short(known.unopened.why) if known.unopened else "",
+                    reason if newer else self._trouble(), len(self._publisher().drift), server.reboot_required
                 )
                 longest = min(IDLE, max(1.0, self._drift_interval()))
                 return longest if seconds is None else min(max(seconds, 0.05), longest)
@@ -399,7 +395,7 @@ def _is_open(server: Server) -> bool:
 
 def _short(text: str) -> str:
     """The first lines of an error, on one line."""
-    joined = "; ".join(text.splitlines()[:4]).replace(":; ", ": ")
+    joined = "; ".join(text.splitlines()[:4])
     return joined if len(joined) <= _SAID else f"{joined[:_SAID]}…"
 
 

@@ -31,7 +31,6 @@ log = logging.getLogger(__name__)
 
 AGENT_TTL = 60.0
 """Seconds without a sign of life after which a server's agent counts as gone."""
-_NOTHING = ("", 0, False, "")
 _MESSAGE = 4000
 _TURN = 600.0
 
@@ -77,7 +76,7 @@ class Writing:
         self._session: Session | None = None
         self._writes: AgentWrites | None = None
         self._waiting: tuple[str, Waiter, threading.Event] | None = None
-        self._said: tuple[str, int, bool, str] = _NOTHING
+        self._said: tuple[str, int, bool] = ("", 0, False)
 
     def ensure(self) -> bool:
         """Have a lease, this server's number, and be its only agent; whether that had to be written.
@@ -105,7 +104,7 @@ class Writing:
                 f"server {who.lrn} has another agent, on {found.agent.host}: this one waits until that one has ended"
             )
         self._session, self._writes = session, AgentWrites(self._client, self._keys, found, machine)
-        self._said = _NOTHING
+        self._said = ("", 0, False)
         return True
 
     def check_place(self) -> None:
@@ -126,9 +125,9 @@ class Writing:
         if session is not None:
             session.close()
 
-    def say(self, trouble: str, drift: int, reboot_required: bool, unopened: str) -> None:
-        """Let the fleet know what only this agent knows, of its server or as the leader; written only where it has changed."""
-        said = (trouble, drift, reboot_required, unopened)
+    def say(self, trouble: str, drift: int, reboot_required: bool) -> None:
+        """Let the fleet know what only this agent knows of its server; written only where it has changed."""
+        said = (trouble, drift, reboot_required)
         if self._writes is None or said == self._said:
             return
         who, key = self._identity, self._writes.agent

@@ -26,7 +26,7 @@ _STATES = {
 def status_text(status: Status, paint: Paint = plain) -> str:
     """Leader, rollout, servers and locks, with what is waited for."""
     lines = [f"Leader   {status.leader or 'nobody leads'}", _rollout_line(status, paint)]
-    if status.noted and not (status.rollout and status.rollout.version == status.noted):
+    if status.noted and (status.held or not (status.rollout and status.rollout.version == status.noted)):
         why = f", not rolled out: {one_line(status.held, _SAID)}" if status.held else ""
         lines.append(f"Desired  {short_id(status.noted)}{why}")
     if status.pause:

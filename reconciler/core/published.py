@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from reconciler.core.change import Change
 from reconciler.core.plan import Effect
 from reconciler.core.report import Status
-from reconciler.core.state import Desired, Fleet
+from reconciler.core.state import Desired, Fleet, Unopened
 
 BUCKETS = (0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0)
 """Upper bounds, in seconds, of the buckets in which durations are counted."""
@@ -33,15 +33,6 @@ class Missing:
 
     def __str__(self) -> str:
         return f"{self.loop}: {self.problem}"
-
-
-@dataclass(frozen=True, slots=True)
-class Unopened:
-    """Why the leader cannot open the rollout of `revision`. `refused`: for what is wrong with the revision itself, and not with the leader."""
-
-    revision: str
-    why: str
-    refused: bool = True
 
 
 @dataclass(frozen=True, slots=True)

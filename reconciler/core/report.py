@@ -133,21 +133,24 @@ def report(fleet: Fleet, desired: Desired | None, now: Now, alarm_after: float =
 
 
 def _held(fleet: Fleet, now: Now) -> str | None:
-    rollout = fleet.rollout
-    if fleet.noted is None or (rollout and rollout.version == fleet.noted):
+    rollout, unopened = fleet.rollout, _unopened(fleet)
+    is_newest = rollout is not None and rollout.version == fleet.noted
+    if fleet.noted is None or (is_newest and not unopened):
         return None
     if rollout and rollout.unfinished and not rollout.stop:
-        return "a rollout is under way"
+        return unopened or "a rollout is under way"
     if rollout and rollout.unfinished and rollout.stopped_by != "leader":
         return "the last rollout was stopped, and waits for `reconcile recover`"
     wait = held_back(fleet, now)
-    return wait.reason if wait else _unopened(fleet)
+    return wait.reason if wait else unopened
 
 
 def _unopened(fleet: Fleet) -> str | None:
-    """What the agent that leads says of it."""
-    leader = fleet.leader.host if fleet.leader else None
-    return next((agent.unopened for agent in fleet.agents if agent.host == leader and agent.unopened), None)
+    """What the leader says of it, on one line."""
+    said = fleet.told.unopened
+    if said is None or fleet.leader is None or said.revision != fleet.noted:
+        return None
+    return "; ".join(said.why.splitlines()).replace(":; ", ": ")
 
 
 def _state(fleet: Fleet) -> tuple[str, str]:

@@ -303,8 +303,7 @@ class Machine:
 class Agent:
     """`leader/agents/<lrn>//<lease>`: one live agent, and what only it can know of its server.
 
-    `trouble` says why it refuses the newest revision or cannot read git, `drift` counts what differs from the records,
-    `unopened` says why it, as the leader, cannot open the rollout of the newest revision.
+    `trouble` says why it refuses the newest revision or cannot read git, `drift` counts what differs from the records.
     """
 
     lrn: int
@@ -315,14 +314,23 @@ class Agent:
     trouble: str = ""
     drift: int = 0
     reboot_required: bool = False
-    unopened: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """Why the leader cannot open the rollout of `revision`. `refused`: for what is wrong with the revision itself, and not with the leader."""
+
+    revision: str
+    why: str
+    refused: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """`leader/told`: the names of what stands and people have been told of."""
+    """`leader/told`: the names of what stands and people have been told of, and what `status` says in the leader's place."""
 
     names: frozenset[str] = frozenset()
+    unopened: Unopened | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from reconciler.errors import UsageError
+from reconciler.errors import Ambiguous, UsageError
 from reconciler.store.library import etcd_and_grpc
 
 REPLY_LIMIT = 32 << 20
@@ -69,7 +69,8 @@ class Connection:
 class Stubs:
     """etcd3's stubs on one channel."""
 
-    def __init__(self, rpc: Any, channel: Any) -> None:
+    def __init__(self, rpc: Any, channel: Any, endpoint: str) -> None:
+        self._endpoint = endpoint
         kv, lease = rpc.KVStub(channel), rpc.LeaseStub(channel)
         maintenance = rpc.MaintenanceStub(channel)
         self.watch = rpc.WatchStub(channel)
@@ -80,7 +81,7 @@ class Stubs:
             "Txn": kv.Txn,
             "LeaseGrant": lease.LeaseGrant,
             # A stream in etcd's API. Of one request and its reply it is the same on the wire as any other call, which needs
-            # no thread for its requests and wakes none that waits for other streams' replies.
+            # no thread for its requests and wakes none that waits for other streams' replies. A stream may end without one.
             "LeaseKeepAlive": channel.unary_unary(
                 "/etcdserverpb.Lease/LeaseKeepAlive",
                 request_serializer=rpc.LeaseKeepAliveRequest.SerializeToString,
@@ -91,7 +92,12 @@ class Stubs:
         }
 
     def send(self, name: str, request: Any, timeout: float, metadata: tuple[tuple[str, str], ...]) -> Any:
-        return self._unary[name](request, timeout=timeout, metadata=metadata)
+        reply = self._unary[name](request, timeout=timeout, metadata=metadata)
+        if reply is None:
+            raise Ambiguous(
+                f"cannot tell what became of {name}: etcd at {self._endpoint} has ended the call without an answer"
+            )
+        return reply
 
 
 class Connections:
@@ -194,7 +200,7 @@ def _connect(endpoint: str, options: EtcdOptions) -> Connection:
         channel = grpc.secure_channel(target, credentials, options=_CHANNEL_OPTIONS)
     else:
         channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
-    return Connection(endpoint, channel, Stubs(rpc, channel))
+    return Connection(endpoint, channel, Stubs(rpc, channel, endpoint))
 
 
 def read_file(path: str | None, option: str) -> bytes | None:

@@ -59,7 +59,7 @@ class LeaderWrites:
         require("note the newest revision", commit(self.client, guards, [write], witness=write))
 
     def note_told(self, told: Told) -> None:
-        """Note what people have been told of."""
+        """Note what people have been told of, and why no rollout is opened."""
         write = put(self.keys.told, encode_told(told))
         require("note what has been told", commit(self.client, [self._token()], [write], witness=write))
 

@@ -26,6 +26,7 @@ from reconciler.core.state import (
     ServerStatus,
     StepRecord,
     Told,
+    Unopened,
     Wave,
 )
 from reconciler.wire.artifact import artifact_from_fields, artifact_json
@@ -277,8 +278,6 @@ def encode_agent(agent: Agent) -> str:
         document["drift"] = agent.drift
     if agent.reboot_required:
         document["reboot_required"] = True
-    if agent.unopened:
-        document["unopened"] = agent.unopened
     return encode(document)
 
 
@@ -294,19 +293,29 @@ def decode_agent(text: str | bytes, key: str, lrn: int, lease: str, create_revis
         fields.text("trouble", ""),
         fields.integer("drift", 0),
         fields.boolean("reboot_required", False),
-        fields.text("unopened", ""),
     )
 
 
 def encode_told(told: Told) -> str:
     """`leader/told`."""
-    return encode({"told": sorted(told.names)}, told.extra)
+    document: dict[str, Any] = {"told": sorted(told.names)}
+    if told.unopened:
+        document["unopened"] = {
+            "revision": told.unopened.revision,
+            "why": told.unopened.why,
+            "refused": told.unopened.refused,
+        }
+    return encode(document, told.extra)
 
 
 def decode_told(text: str | bytes, key: str) -> Told:
     """`leader/told`."""
     fields = Fields(decode(text, key), key)
-    return Told(frozenset(fields.texts("told")), fields.rest)
+    found = fields.object("unopened")
+    unopened = (
+        Unopened(found.text("revision"), found.text("why"), found.boolean("refused", True)) if found else None
+    )
+    return Told(frozenset(fields.texts("told")), unopened, fields.rest)
 
 
 def encode_machine(machine: Machine) -> str:

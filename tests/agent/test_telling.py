@@ -8,9 +8,8 @@ import pytest
 
 from reconciler.agent.follow import Following
 from reconciler.agent.telling import standing, still_told
-from reconciler.core.published import Unopened
 from reconciler.core.semaphore import Holder
-from reconciler.core.state import Desired, Fleet, Lock, Now, Revision, Rollout
+from reconciler.core.state import Desired, Fleet, Lock, Now, Revision, Rollout, Unopened
 
 ROLLOUT = Rollout("a" * 40, (0, 1), "r1", (), message="2 of 2 servers complete")
 NOW = Now(1_000.0, 500.0)

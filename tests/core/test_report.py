@@ -27,6 +27,8 @@ from reconciler.core.state import (
     ServerGroup,
     ServerStatus,
     Settings,
+    Told,
+    Unopened,
     Waiter,
     Wave,
 )
@@ -38,7 +40,7 @@ NOW = Now(NOON, 5.0)
 WAVES = (Wave((0,)), Wave((1, 2)))
 ROLLOUT = Rollout("b" * 40, (0, 1, 2), ID, WAVES)
 LEADER = Leader("s0", "k", 1)
-UNOPENED = (Agent(0, "s0", "m0", "1", unopened="no such tag"), Agent(1, "s1", "m1", "2"))
+UNOPENED = Told(unopened=Unopened("c" * 40, "cannot open it:\nno such tag\nnor that one"))
 ANN = Notice("ann", "mending", "2026-01-01T00:00:00Z")
 
 
@@ -174,10 +176,13 @@ def test_a_wave_that_soaks_is_said_to() -> None:
         (Fleet(noted="b" * 40, rollout=ROLLOUT), None),
         (Fleet(noted="c" * 40), None),
         (Fleet(noted="c" * 40, pause=ANN), "paused by ann: mending"),
-        (Fleet(noted="c" * 40, leader=LEADER, agents=UNOPENED), "no such tag"),
-        (Fleet(noted="c" * 40, leader=replace(LEADER, host="s1"), agents=UNOPENED), None),
-        (Fleet(noted="c" * 40, leader=LEADER, agents=UNOPENED, pause=ANN), "paused by ann: mending"),
-        (Fleet(noted="b" * 40, leader=LEADER, agents=UNOPENED, rollout=ROLLOUT), None),
+        (Fleet(noted="c" * 40, leader=LEADER, told=UNOPENED), "cannot open it: no such tag; nor that one"),
+        (Fleet(noted="c" * 40, leader=None, told=UNOPENED), None),
+        (Fleet(noted="d" * 40, leader=LEADER, told=UNOPENED), None),
+        (Fleet(noted="c" * 40, leader=LEADER, told=UNOPENED, pause=ANN), "paused by ann: mending"),
+        (Fleet(noted="c" * 40, leader=LEADER, told=UNOPENED, rollout=ROLLOUT), "cannot open it: no such tag; nor that one"),
+        (Fleet(noted="c" * 40, leader=LEADER, told=UNOPENED, rollout=replace(ROLLOUT, version="c" * 40, outcome="complete")), "cannot open it: no such tag; nor that one"),
+        (Fleet(noted="c" * 40, leader=LEADER, told=UNOPENED, rollout=replace(ROLLOUT, stop=True, stopped_by="ann")), "the last rollout was stopped, and waits for `reconcile recover`"),
         (Fleet(noted="c" * 40, settings=Settings(release_time="0 4 * * *")), "outside the release time (config/release-time)"),
         (Fleet(noted="c" * 40, rollout=ROLLOUT, pause=ANN), "a rollout is under way"),
         (Fleet(noted="c" * 40, rollout=replace(ROLLOUT, stop=True, stopped_by="ann")), "the last rollout was stopped, and waits for `reconcile recover`"),

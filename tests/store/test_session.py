@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import subprocess
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
-from reconciler.errors import Fenced
+from reconciler.errors import Fenced, Unavailable
 from reconciler.store.client import Client, EtcdOptions
 from reconciler.store.keys import Keys
+from reconciler.store.library import etcd_and_grpc
 from reconciler.store.session import (
     AgentKey,
     Candidate,
@@ -23,6 +28,49 @@ from reconciler.store.session import (
 from reconciler.store.transaction import one, put, under
 from tests.conftest import Etcd
 from tests.etcd_server import EtcdServer
+
+
+@contextlib.contextmanager
+def ends_refreshes(refreshed: list[bool]) -> Iterator[str]:
+    """An etcd of which nothing but leases works, and which ends the first two refreshes with neither an answer nor an error."""
+    rpc, grpc = etcd_and_grpc()
+
+    def keep_alive(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        for request in requests:
+            refreshed.append(len(refreshed) >= 2)
+            if not refreshed[-1]:
+                return
+            yield rpc.LeaseKeepAliveResponse(ID=request.ID, TTL=2)
+
+    def handler(kind: Any, function: Any, request: Any, reply: Any) -> Any:
+        return kind(
+            function, request_deserializer=request.FromString, response_serializer=reply.SerializeToString
+        )
+
+    unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
+    methods = {
+        "LeaseGrant": handler(
+            unary,
+            lambda request, context: rpc.LeaseGrantResponse(ID=7, TTL=2),
+            rpc.LeaseGrantRequest,
+            rpc.LeaseGrantResponse,
+        ),
+        "LeaseRevoke": handler(
+            unary,
+            lambda request, context: rpc.LeaseRevokeResponse(),
+            rpc.LeaseRevokeRequest,
+            rpc.LeaseRevokeResponse,
+        ),
+        "LeaseKeepAlive": handler(stream, keep_alive, rpc.LeaseKeepAliveRequest, rpc.LeaseKeepAliveResponse),
+    }
+    server = grpc.server(ThreadPoolExecutor(4))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("etcdserverpb.Lease", methods),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.stop(None).wait(5)
 
 
 class TestSession:
@@ -43,6 +91,18 @@ class TestSession:
             etcd.client.revoke(session.lease)
             assert "does not know it" in lost.get(timeout=3)
             assert not session.alive
+
+    def test_a_refresh_that_ends_without_an_answer_is_tried_again(self) -> None:
+        """As where a proxy stands between: etcd itself always answers or says what is wrong."""
+        refreshed: list[bool] = []
+        lost: queue.Queue[str] = queue.Queue()
+        with ends_refreshes(refreshed) as endpoint, Client(EtcdOptions((endpoint,))) as client:
+            with pytest.raises(Unavailable, match=r"LeaseKeepAlive.* ended the call without an answer"):
+                client.refresh(7)
+            with Session(client, 2, lost.put) as session:
+                time.sleep(session.ttl + 1)
+                assert session.alive and lost.empty()
+        assert refreshed.count(False) == 2 and True in refreshed
 
     def test_it_counts_itself_out_when_etcd_is_frozen(self, etcd_cluster: EtcdServer) -> None:
         lost: queue.Queue[str] = queue.Queue()

@@ -23,6 +23,7 @@ from reconciler.core.state import (
     Rollout,
     ServerStatus,
     StepRecord,
+    Told,
     Wave,
 )
 from reconciler.errors import Corrupt
@@ -80,6 +81,12 @@ def test_step(value: StepRecord) -> None:
 def test_agent(value: Agent) -> None:
     text = records.encode_agent(value)
     assert records.decode_agent(text, KEY, value.lrn, value.lease, value.create_revision) == value
+
+
+@both_ways
+@given(values.tolds)
+def test_told(value: Told) -> None:
+    assert records.decode_told(records.encode_told(value), KEY) == value
 
 
 @both_ways

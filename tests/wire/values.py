@@ -28,6 +28,8 @@ from reconciler.core.state import (
     Rollout,
     ServerStatus,
     StepRecord,
+    Told,
+    Unopened,
     Waiter,
     Wave,
 )
@@ -105,7 +107,10 @@ steps = st.builds(
     numbers,
     extras,
 )
-agents = st.builds(Agent, numbers, texts, words, words, numbers, texts, numbers, st.booleans(), texts)
+agents = st.builds(Agent, numbers, texts, words, words, numbers, texts, numbers, st.booleans())
+tolds = st.builds(
+    Told, st.frozensets(words), st.none() | st.builds(Unopened, words, texts, st.booleans()), extras
+)
 machines = st.builds(Machine, numbers, words, st.booleans(), numbers, extras)
 notices = st.builds(Notice, texts, texts, texts, st.none() | times, numbers, extras)
 rollouts = st.builds(
